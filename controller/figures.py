@@ -1,0 +1,130 @@
+"""Figures that anyone can print: the one form of every `bench` and `evaluate` result.
+
+A table for the eye and a JSON file for the record:
+`{"name", "machine", "versions", "seed", "rows": [{"name", "value", "unit", "bar", "met",
+"baseline", "n", "ci95"}]}`. Fields that don't apply are null; `met` is null where there is no bar.
+A missed bar is a row, not an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+VERSIONS_OF = ("scopeloop", "numpy", "opencv-python-headless", "zarr", "pydantic")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure."""
+
+    name: str
+    value: float | None  # None: could not be measured here; `note` says why
+    unit: str = ""
+    bar: float | None = None
+    better: Literal["lower", "higher"] = "higher"  # which side of the bar is good
+    baseline: float | None = None  # the rival's or the older figure, measured or cited in `note`
+    n: int | None = None
+    ci95: tuple[float, float] | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """None where there is no bar or no value."""
+        if self.bar is None or self.value is None:
+            return None
+        return self.value <= self.bar if self.better == "lower" else self.value >= self.bar
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what computes the figures."""
+    found = {}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def as_json(name: str, rows: Sequence[Row], seed: int | None) -> dict[str, Any]:
+    """The record of one bench or evaluation."""
+    listed = []
+    for row in rows:
+        fields = asdict(row)
+        fields["met"] = row.met
+        listed.append(fields)
+    return {
+        "name": name,
+        "machine": machine(),
+        "versions": versions(),
+        "seed": seed,
+        "rows": listed,
+    }
+
+
+def write_json(path: Path, name: str, rows: Sequence[Row], seed: int | None) -> None:
+    """Write the record; parents are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(as_json(name, rows, seed), indent=1) + "\n", encoding="utf-8")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def show(console: Console, name: str, rows: Sequence[Row]) -> None:
+    """Print the table."""
+    table = Table(title=name, title_justify="left")
+    for heading in ("figure", "value", "unit", "bar", "met", "baseline", "n", "note"):
+        table.add_column(
+            heading, justify="right" if heading in {"value", "bar", "baseline", "n"} else "left"
+        )
+    for row in rows:
+        sign = "<=" if row.better == "lower" else ">="
+        met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.met]
+        table.add_row(
+            row.name,
+            _number(row.value),
+            row.unit,
+            "" if row.bar is None else f"{sign} {_number(row.bar)}",
+            met,
+            "" if row.baseline is None else _number(row.baseline),
+            "" if row.n is None else str(row.n),
+            row.note,
+        )
+    console.print(table)
