@@ -137,6 +137,7 @@ class FocusMeasured:
     frames: int
     at_s: float
     purpose: Literal["overview", "seed", "track", "revisit"]
+    samples: tuple[tuple[float, float], ...] = ()  # (focus_z_um, sharpness) in order of exposure
     kind: Literal["focus_measured"] = "focus_measured"
 
 

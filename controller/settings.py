@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from controller.errors import BadSettings
+from controller.focusing.policy import FocusSweepSettings
+from controller.focusing.surface import FocusSurfaceSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -78,19 +80,18 @@ class CameraSettings(Section):
     rotation_deg: Literal[0, 90, 180, 270] = 0
     flip_x: bool = False
     flip_y: bool = False
-    keep_focus_frames: bool = False  # raw frames of the sweeps too
+    keep_focus_frames: bool = False  # raw frames of autofocus too; their sharpness is always kept
 
 
 class FocusSettings(Section):
     """Autofocus and the surface it feeds."""
 
-    step_dof_ratio: float = Field(default=0.7, gt=0.05, le=5.0)  # sweep step over depth of field
-    range_um: float = Field(default=60.0, gt=0.0, le=2_000.0)  # half range of the first sweep
-    track_range_um: float = Field(default=6.0, gt=0.0, le=500.0)  # half range once a surface exists
-    max_frames: int = Field(default=60, ge=5, le=500)
-    seed_points: int = Field(default=6, ge=1, le=50)
-    tiles_per_autofocus: int = Field(default=40, ge=25, le=10_000)
-    start_z_um: float | None = None  # None: where the axis stands at the start
+    start_z_um: float | None = None  # None: focus is looked for from where the axis stands
+    start_sigma_um: float = Field(default=25.0, gt=0.0, le=5_000.0)  # how far off it may stand
+    seed_points: int = Field(default=4, ge=1, le=100)  # before the scan
+    tiles_per_autofocus: int = Field(default=40, ge=25, le=10_000)  # during the scan
+    sweep: FocusSweepSettings = FocusSweepSettings()
+    surface: FocusSurfaceSettings = FocusSurfaceSettings()
 
 
 class OverviewSettings(Section):
@@ -98,7 +99,7 @@ class OverviewSettings(Section):
 
     objective: str = "5x"
     overlap_ratio: float = Field(default=0.08, ge=0.0, le=0.5)
-    # The rectangle searched, centred on the starting position; None: the camera's field is enough.
+    # The rectangle looked at; its centre is where the stage stands at the start unless given.
     width_um: float = Field(default=9_000.0, gt=0.0, le=500_000.0)
     height_um: float = Field(default=9_000.0, gt=0.0, le=500_000.0)
     centre_x_um: float | None = None
@@ -109,10 +110,10 @@ class ScanSettings(Section):
     """The scan at working magnification."""
 
     objective: str = "20x"
+    area: Literal["chip", "limits"] = "chip"  # limits: all that `[safety]` and the stage allow
     overlap_ratio: float = Field(default=0.06, ge=0.0, le=0.5)
     edge_margin_um: float = Field(default=30.0, ge=0.0, le=5_000.0)
     max_tiles: int | None = Field(default=None, ge=1)  # None: the whole chip
-    min_sharpness_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
 
 
 class WantedSettings(Section):
@@ -160,7 +161,7 @@ class Settings(Section):
     motion: MotionSettings = MotionSettings()
     camera: CameraSettings = CameraSettings()
     focus: FocusSettings = FocusSettings()
-    overview: OverviewSettings | None = None  # None: the chip fills the scan rectangle below
+    overview: OverviewSettings = OverviewSettings()
     scan: ScanSettings = ScanSettings()
     detector: dict[str, Any] = Field(default_factory=dict)
     wanted: WantedSettings = WantedSettings()
