@@ -12,13 +12,13 @@ what was acknowledged stays.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from controller.messages import Exposed, Fact, Point, Saved
 from controller.record.frames import FrameStore
 from controller.record.journal import Journal
-from controller.search.state import SearchState, advance
 from drivers.api import Frame
 
 MAX_FRAMES = 6  # 40 MB of 1920 x 1200 RGB
@@ -35,10 +35,10 @@ class Recorder:
     """Feed it with `post` and `save` while `run` runs in the same task group."""
 
     def __init__(
-        self, state: SearchState, journal: Journal, frames: FrameStore, thread: Executor
+        self, learn: Callable[[Fact], None], journal: Journal, frames: FrameStore, thread: Executor
     ) -> None:
-        """thread: an executor with one worker that nobody else uses."""
-        self.state = state
+        """learn: told every fact at once; thread: an executor with one worker, ours alone."""
+        self._learn = learn
         self._journal = journal
         self._frames = frames
         self._thread = thread
@@ -48,7 +48,7 @@ class Recorder:
 
     def post(self, fact: Fact) -> None:
         """Make a fact known now, and durable soon."""
-        advance(self.state, fact)
+        self._learn(fact)
         self._queue.put_nowait(fact)
 
     async def save(self, exposed: Exposed, frame: Frame, centre_um: Point) -> None:
@@ -74,7 +74,7 @@ class Recorder:
             items = [item for item in batch if item is not None]
             is_open = len(items) == len(batch)
             for saved in await loop.run_in_executor(self._thread, self._write, items):
-                advance(self.state, saved)
+                self._learn(saved)
                 self._room.release()
             for _ in batch:
                 self._queue.task_done()

@@ -1,0 +1,139 @@
+"""The command line: reads words, calls `app`, turns errors into one clear line and an exit status.
+
+Status 0: done. 1: something failed safely. 2: the settings or the arguments are wrong, nothing was
+started. 130: stopped by Ctrl-C, safely, resumable.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from controller import app
+from controller.errors import BadSettings, ControllerError
+from drivers.errors import DriverError
+from inference.api import ModelError
+
+cli = typer.Typer(
+    name="scopeloop",
+    help="A live microscope controller: it streams, focuses, finds flakes and moves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+evaluate_cli = typer.Typer(help="Measure a model on real data.", no_args_is_help=True)
+cli.add_typer(evaluate_cli, name="evaluate")
+
+OutFile = Annotated[Path | None, typer.Option(help="also write the figures to this JSON file")]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer repeats, same rows, under 45 s")]
+
+
+@cli.command()
+def search(
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file; not needed with --resume")
+    ] = None,
+    *,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with the run in this folder, after a crash or a stop")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="seed of the simulated chip and instrument")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="parent folder of the run's own folder")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE in TOML, e.g. --set wanted.min_area_um2=50"),
+    ] = None,
+) -> None:
+    """Search a chip for flakes: scan, focus, detect, revisit, report."""
+    if (config is None) == (resume is None):
+        msg = "name a configuration file, or --resume the folder of a run (not both)"
+        raise typer.BadParameter(msg)
+    if resume is not None:
+        if seed is not None or out is not None or override:
+            msg = "--resume goes on with the run's own settings: no --seed, --out or --set"
+            raise typer.BadParameter(msg)
+        status = app.resume_search(resume, Console())
+    else:
+        if config is None:
+            raise typer.BadParameter("name a configuration file")
+        status = app.start_search(config, Console(), seed=seed, out=out, overrides=override or ())
+    if status:
+        raise typer.Exit(status)
+
+
+@evaluate_cli.command("flakes")
+def evaluate_flakes(
+    images: Annotated[Path, typer.Option(help="folder of images")],
+    masks: Annotated[Path, typer.Option(help="folder of label PNGs, or a COCO JSON file")],
+    *,
+    predictions: Annotated[
+        Path | None, typer.Option(help="score these label PNGs instead of running the detector")
+    ] = None,
+    pixel_size_nm: Annotated[float, typer.Option(min=1.0, max=100_000.0)] = 384.0,
+    materials: Annotated[str, typer.Option(help="comma-separated")] = "graphene",
+    oxide_nm: Annotated[float, typer.Option(min=1.0, max=1_000.0)] = 90.0,
+    sheet: Annotated[
+        Path | None, typer.Option(help="write contact sheets (PNG) into this folder")
+    ] = None,
+    out: OutFile = None,
+) -> None:
+    """Score flake detection on images with instance masks: AP50, AP, precision, recall, time."""
+    app.evaluate_flakes(
+        images,
+        masks,
+        Console(),
+        predictions=predictions,
+        pixel_size_nm=pixel_size_nm,
+        materials=tuple(part.strip() for part in materials.split(",") if part.strip()),
+        oxide_nm=oxide_nm,
+        sheet=sheet,
+        out=out,
+    )
+
+
+@cli.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(help="all, or one of those that `scopeloop bench list` names")
+    ],
+    *,
+    quick: Quick = False,
+    seed: int = 1,
+    out: OutFile = None,
+) -> None:
+    """Measure the budgets on this machine and print them beside their bars."""
+    app.bench(name, Console(), quick=quick, seed=seed, out=out)
+
+
+@cli.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="TOML file to check and open")] = None,
+) -> None:
+    """Say what is installed, and whether a configuration's instrument opens and answers."""
+    status = app.doctor(config, Console())
+    if status:
+        raise typer.Exit(status)
+
+
+def main() -> None:
+    """Entry point of `scopeloop`."""
+    try:
+        cli()
+    except BadSettings as error:
+        _complain(error)
+        sys.exit(2)
+    except (ControllerError, DriverError, ModelError) as error:
+        _complain(error)
+        sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"[bold red]error:[/] {str(error).replace('[', chr(92) + '[')}"
+    )
