@@ -1,0 +1,201 @@
+"""The contrast ladder: which colours a crystal of 1, 2, 3 ... layers has on this substrate.
+
+A ladder is a curve in the space of (R, G, B) contrasts, parametrised by thickness in layers: steep
+near the substrate, then curling through blue to the bulk crystal. Whole layer numbers are its
+rungs. A pixel is read by finding the nearest point of the curve; how far away that point is says
+whether the pixel can be this material at all. The curve is dense and goes on far beyond the layers
+that anyone wants, so that thick crystals are explained as thick ones and not as ill-fitting thin
+ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.api import Calibration
+from inference.flakes.materials import MATERIALS, SI, SIO2
+from inference.flakes.thin_film import WAVELENGTHS_NM, Illuminant, stack_rgb
+
+FloatArray = npt.NDArray[np.float32]
+
+THICKEST_NM = 60.0
+"""Beyond that thickness a layered crystal looks like its bulk, within noise."""
+
+_COLOUR_CELLS = 64  # per channel of the colour table
+_COLOUR_FROM, _COLOUR_TO = -1.0, 1.56  # contrasts the table covers; cells of 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Optics:
+    """What the ladder's physics needs to know of the microscope."""
+
+    numerical_aperture: float = 0.45
+    lamp_k: float = 3200.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ladder:
+    """One material's contrasts against thickness under one calibration."""
+
+    material: str
+    layer_nm: float
+    thickness_layers: FloatArray  # (n,) ascending from 0
+    contrast_rgb: FloatArray  # (n, 3)
+    gain_rgb: tuple[float, float, float]
+
+    def at(self, thickness_layers: npt.ArrayLike) -> FloatArray:
+        """Contrast at any thickness, (..., 3)."""
+        wanted = np.asarray(thickness_layers, dtype=np.float32)
+        channels = [
+            np.interp(wanted, self.thickness_layers, self.contrast_rgb[:, c]) for c in range(3)
+        ]
+        return np.stack(channels, axis=-1).astype(np.float32)
+
+    @property
+    def arc(self) -> FloatArray:
+        """Length along the curve, in contrast units, at each point."""
+        steps = np.linalg.norm(np.diff(self.contrast_rgb, axis=0), axis=1)
+        return np.concatenate([[0.0], np.cumsum(steps)]).astype(np.float32)
+
+    def nearest(self, contrast_rgb: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Thickness in layers and distance of the nearest point of the curve, each (n,).
+
+        contrast_rgb: (n, 3). Exact on the polyline through the ladder's points.
+        """
+        points = np.atleast_2d(np.asarray(contrast_rgb, dtype=np.float32))
+        curve = self.contrast_rgb
+        squares = np.einsum("ij,ij->i", curve, curve)
+        nearest = np.empty(len(points), dtype=np.int64)
+        for start in range(0, len(points), 8192):
+            block = points[start : start + 8192]
+            nearest[start : start + 8192] = np.argmin(squares - 2.0 * (block @ curve.T), axis=1)
+        return self.refined(points, nearest)
+
+    def refined(
+        self, points: FloatArray, nearest: npt.NDArray[np.integer]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Project on the two segments that meet at the nearest point; keep the better."""
+        curve, thickness = self.contrast_rgb, self.thickness_layers
+        last = len(curve) - 1
+        best_t = thickness[nearest].copy()
+        offset = points - curve[nearest]
+        best_d2 = np.einsum("ij,ij->i", offset, offset)
+        for step in (-1, 1):
+            other = np.clip(nearest + step, 0, last)
+            along = curve[other] - curve[nearest]
+            length2 = np.einsum("ij,ij->i", along, along)
+            share = np.einsum("ij,ij->i", offset, along) / np.maximum(length2, 1e-12)
+            share = np.clip(share, 0.0, 1.0)
+            rest = offset - share[:, None] * along
+            d2 = np.einsum("ij,ij->i", rest, rest)
+            better = d2 < best_d2
+            best_d2 = np.where(better, d2, best_d2)
+            moved = thickness[nearest] + share * (thickness[other] - thickness[nearest])
+            best_t = np.where(better, moved, best_t)
+        return best_t.astype(np.float32), np.sqrt(np.maximum(best_d2, 0.0)).astype(np.float32)
+
+    def colour_table(self) -> ColourTable:
+        """The nearest point precomputed over colour space, for whole images."""
+        return ColourTable(self, _nearest_of_cells(self))
+
+    def layer_probabilities(
+        self, contrast_rgb: FloatArray, sigma_rgb: FloatArray, max_layers: int
+    ) -> FloatArray:
+        """Probability of 1 ... max_layers layers given one region's contrast, summing to 1.
+
+        sigma_rgb: one standard deviation per channel, noise and systematic error together. Every
+        layer number is equally likely beforehand.
+        """
+        rungs = self.at(np.arange(1, max_layers + 1))
+        deviation = (rungs - contrast_rgb) / sigma_rgb
+        log_likelihood = -0.5 * np.einsum("ij,ij->i", deviation, deviation)
+        likelihood = np.exp(log_likelihood - log_likelihood.max())
+        return np.asarray(likelihood / likelihood.sum(), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColourTable:
+    """Nearest ladder point of every colour, in cells; refined per pixel along the curve."""
+
+    ladder: Ladder
+    nearest: npt.NDArray[np.int16]  # (64 * 64 * 64,)
+
+    def read(self, contrast_rgb: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What `Ladder.nearest` says, distances within 0.005 of it, for (n, 3) contrasts."""
+        return self.ladder.refined(contrast_rgb, self.nearest[colour_cells(contrast_rgb)])
+
+
+def colour_cells(contrast_rgb: FloatArray) -> npt.NDArray[np.int32]:
+    """Index of each contrast, (n, 3), in a table over colour space."""
+    scale = _COLOUR_CELLS / (_COLOUR_TO - _COLOUR_FROM)
+    cells = ((contrast_rgb - _COLOUR_FROM) * scale).astype(np.int32)
+    np.clip(cells, 0, _COLOUR_CELLS - 1, out=cells)
+    return np.asarray(
+        (cells[:, 0] * _COLOUR_CELLS + cells[:, 1]) * _COLOUR_CELLS + cells[:, 2], dtype=np.int32
+    )
+
+
+def colour_cell_centres() -> FloatArray:
+    """Contrast in the middle of each cell, (64 ** 3, 3), in the order of `colour_cells`."""
+    step = (_COLOUR_TO - _COLOUR_FROM) / _COLOUR_CELLS
+    axis = (_COLOUR_FROM + step * (np.arange(_COLOUR_CELLS) + 0.5)).astype(np.float32)
+    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def _nearest_of_cells(ladder: Ladder) -> npt.NDArray[np.int16]:
+    step = (_COLOUR_TO - _COLOUR_FROM) / _COLOUR_CELLS
+    axis = (_COLOUR_FROM + step * (np.arange(_COLOUR_CELLS) + 0.5)).astype(np.float32)
+    curve = ladder.contrast_rgb
+    squares = np.einsum("ij,ij->i", curve, curve)
+    table = np.empty((_COLOUR_CELLS, _COLOUR_CELLS * _COLOUR_CELLS), dtype=np.int16)
+    plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    in_plane = squares - 2.0 * (plane @ curve[:, 1:].T)  # (4096, n)
+    for k, red in enumerate(axis):
+        table[k] = np.argmin(in_plane - 2.0 * red * curve[:, 0], axis=1)
+    return table.ravel()
+
+
+def layer_grid(layer_nm: float, fine_layers: float = 14.0) -> FloatArray:
+    """Thicknesses in layers at which a ladder is computed: dense where the colour moves fast."""
+    thickest = THICKEST_NM / layer_nm
+    fine = np.arange(0.0, min(fine_layers, thickest), 0.25)
+    coarse = np.arange(min(fine_layers, thickest), thickest, 1.0)
+    return np.concatenate([fine, coarse]).astype(np.float32)
+
+
+@lru_cache(maxsize=512)
+def model_contrast(material: str, oxide_nm: float, optics: Optics) -> FloatArray:
+    """Contrasts on `layer_grid`, (n, 3), before any gain; read-only."""
+    if material not in MATERIALS:
+        raise KeyError(f"no material {material!r}; there are {', '.join(sorted(MATERIALS))}")
+    card = MATERIALS[material]
+    grid_nm = layer_grid(card.layer_thickness_nm).astype(np.float64) * card.layer_thickness_nm
+    oxide = (SIO2.at(WAVELENGTHS_NM), oxide_nm)
+    silicon = SI.at(WAVELENGTHS_NM)
+    lamp = Illuminant(optics.lamp_k)
+    aperture = optics.numerical_aperture
+    film = (card.index(WAVELENGTHS_NM), grid_nm)
+    flake = stack_rgb(WAVELENGTHS_NM, [film, oxide], silicon, aperture, lamp, angles=6)
+    bare = stack_rgb(WAVELENGTHS_NM, [oxide], silicon, aperture, lamp, angles=6)
+    contrast = (flake / bare - 1.0).astype(np.float32)
+    contrast.setflags(write=False)
+    return contrast
+
+
+@lru_cache(maxsize=64)
+def ladder(material: str, calibration: Calibration, optics: Optics) -> Ladder:
+    """The ladder that a calibrated microscope should see."""
+    layer_nm = MATERIALS[material].layer_thickness_nm
+    gain = np.asarray(calibration.gain_rgb, dtype=np.float32)
+    contrast = model_contrast(material, round(calibration.oxide_nm, 1), optics) * gain
+    return Ladder(material, layer_nm, layer_grid(layer_nm), contrast, calibration.gain_rgb)
+
+
+@lru_cache(maxsize=16)
+def colour_table(material: str, calibration: Calibration, optics: Optics) -> ColourTable:
+    """Colour table of the same; 30 ms to build, cached."""
+    return ladder(material, calibration, optics).colour_table()

@@ -1,0 +1,430 @@
+"""Which flakes are in this photograph? Answered by thin-film physics, without any training.
+
+Background, candidates, terraces, ladder: every step lies in its own file, and this one joins them
+and turns terraces into detections with probabilities. What a user knows beforehand (materials, the
+wafer's oxide, the objective) stands in `DetectorSettings`; what the photographs themselves tell
+(effective oxide, channel gains, the substrate's colour) comes from `calibrate` and is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from inference.api import BadImage, Calibration, Detection, FlakeAnswer, ImageRGB
+from inference.flakes.background import (
+    Background,
+    coarse_flat_field,
+    estimate_background,
+    shrunk_half,
+)
+from inference.flakes.calibration import (
+    Level,
+    SubstrateCalibration,
+    drift,
+    fit_calibration,
+    grouped_by_substrate,
+    nominal_calibration,
+)
+from inference.flakes.ladder import (
+    ColourTable,
+    Ladder,
+    Optics,
+    colour_cell_centres,
+    colour_table,
+)
+from inference.flakes.materials import MATERIALS
+from inference.flakes.segmentation import (
+    Cuts,
+    Sheet,
+    Terraces,
+    candidate_boxes,
+    find_terraces,
+    merged_boxes,
+    packed_sheet,
+)
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class DetectorSettings(BaseModel):
+    """What is looked for, and under which microscope."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    materials: tuple[str, ...] = Field(("graphene",), min_length=1, max_length=8)
+    oxide_nm: float = Field(90.0, ge=10.0, le=1000.0)
+    numerical_aperture: float = Field(0.45, gt=0.0, lt=1.0)
+    lamp_k: float = Field(3200.0, ge=1500.0, le=20000.0)
+    max_layers: int = Field(12, ge=1, le=40)
+    min_area_um2: float = Field(25.0, gt=0.0, le=1e6)
+    off_ladder_max: float = Field(0.035, gt=0.0, le=0.5)
+    """Distance from the ladder, in contrast units, beyond which a region is something else."""
+    off_ladder_relative: float = Field(0.10, ge=0.0, le=1.0)
+    """The same as a share of the contrast, added to it."""
+    spread_max: float = Field(0.03, gt=0.0, le=0.5)
+    """A region whose colour varies more (one sigma, contrast units) is not one terrace."""
+    half_width_min_px: float = Field(2.0, ge=0.0, le=100.0)
+    score_min: float = Field(0.02, ge=0.0, le=1.0)
+
+    @field_validator("materials")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [key for key in value if key not in MATERIALS]
+        if unknown:
+            raise ValueError(
+                f"no material {unknown[0]!r}; there are {', '.join(sorted(MATERIALS))}"
+            )
+        if len(set(value)) != len(value):
+            raise ValueError("a material is named twice")
+        return value
+
+    @property
+    def optics(self) -> Optics:
+        """The part that the ladder's physics needs."""
+        return Optics(self.numerical_aperture, self.lamp_k)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """Everything derived from settings and calibration once, not per photograph."""
+
+    tables: tuple[ColourTable, ...]
+    plausible: npt.NDArray[np.bool_]
+    cuts: Cuts
+
+
+class PhysicsDetector:
+    """The `FlakeDetector` that counts layers by interference colours."""
+
+    def __init__(
+        self,
+        settings: DetectorSettings,
+        calibration: Calibration | SubstrateCalibration | None = None,
+        flat_field: ImageRGB | None = None,
+    ) -> None:
+        self._settings = settings
+        self._substrate_rgb: tuple[float, float, float] | None = None
+        if isinstance(calibration, SubstrateCalibration):
+            self._substrate_rgb = calibration.substrate_rgb
+            calibration = calibration.calibration
+        self._calibration = calibration or nominal_calibration(settings.oxide_nm)
+        self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
+        self._prepared = _prepared(settings, self._calibration)
+
+    @property
+    def name(self) -> str:
+        """Detector and materials."""
+        return f"physics({'+'.join(self._settings.materials)})"
+
+    @property
+    def budget_s(self) -> float:
+        """Declared time for one full frame on two cores."""
+        return 0.020
+
+    @property
+    def settings(self) -> DetectorSettings:
+        """As given."""
+        return self._settings
+
+    @property
+    def calibration(self) -> Calibration:
+        """In use; the nominal one if none was given."""
+        return self._calibration
+
+    def with_calibration(self, calibration: Calibration | SubstrateCalibration) -> PhysicsDetector:
+        """The same detector for another wafer or lamp."""
+        other = PhysicsDetector(self._settings, calibration)
+        other._flat_field = self._flat_field
+        return other
+
+    def detect(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeAnswer:
+        """Find flakes; raises BadImage for anything but (h, w, 3) uint8 or uint16."""
+        checked_image(pixels, pixel_size_nm, bit_depth)
+        seen = _look(
+            pixels,
+            bit_depth,
+            pixel_size_nm,
+            self._settings,
+            self._prepared,
+            self._substrate_rgb,
+            self._flat_field,
+        )
+        background = seen.background
+        reason = background.reason
+        if not reason and self._substrate_rgb is not None:
+            moved = drift(background.rgb, self._substrate_rgb)
+            if moved.is_deviant:
+                reason = (
+                    "substrate colour is not the calibration's: "
+                    f"ln(R/G) moved by {moved.red_over_green:+.2f}, "
+                    f"ln(B/G) by {moved.blue_over_green:+.2f}"
+                )
+        detections: tuple[Detection, ...] = ()
+        if seen.sheet is not None and seen.terraces is not None:
+            found = _detections(
+                seen.sheet,
+                seen.terraces,
+                pixels.shape[:2],
+                pixel_size_nm,
+                self._settings,
+                self._calibration,
+                self._prepared,
+            )
+            detections = tuple(sorted(found, key=lambda d: -d.score))
+        return FlakeAnswer(
+            detections=detections,
+            substrate_rgb=background.rgb,
+            calibration=self._calibration,
+            in_distribution=not reason,
+            reason=reason,
+        )
+
+
+def calibrate(
+    images: Iterable[ImageRGB],
+    settings: DetectorSettings,
+    pixel_size_nm: float,
+    bit_depth: int = 8,
+) -> tuple[SubstrateCalibration, ...]:
+    """Fit one calibration per substrate colour seen in the images, the commonest first.
+
+    Photographs are read one after the other and not kept.
+    """
+    nominal = nominal_calibration(settings.oxide_nm)
+    prepared = _prepared(settings, nominal)
+    colours: list[tuple[float, float, float]] = []
+    levels: list[list[Level]] = []
+    for pixels in images:
+        checked_image(pixels, pixel_size_nm, bit_depth)
+        seen = _look(pixels, bit_depth, pixel_size_nm, settings, prepared, None, None)
+        if seen.background.reason:
+            continue
+        colours.append(seen.background.rgb)
+        levels.append([] if seen.terraces is None else clean_levels(seen.terraces))
+    found = []
+    for group in sorted(grouped_by_substrate(colours), key=len, reverse=True):
+        pooled = [level for k in group for level in levels[k]]
+        fitted = fit_calibration(pooled, settings.materials, settings.oxide_nm, settings.optics)
+        typical = np.median(np.array([colours[k] for k in group]), axis=0)
+        rgb = (float(typical[0]), float(typical[1]), float(typical[2]))
+        found.append(SubstrateCalibration(rgb, fitted))
+    return tuple(found)
+
+
+def nearest_calibration(
+    calibrations: Sequence[SubstrateCalibration], substrate_rgb: tuple[float, float, float]
+) -> SubstrateCalibration | None:
+    """The calibration whose substrate looks most like this one; None where there are none."""
+
+    def off(candidate: SubstrateCalibration) -> float:
+        moved = drift(substrate_rgb, candidate.substrate_rgb)
+        return abs(moved.red_over_green) + abs(moved.blue_over_green) + 0.3 * abs(moved.brightness)
+
+    return min(calibrations, key=off, default=None)
+
+
+def clean_levels(terraces: Terraces) -> list[Level]:
+    """Terraces fit to calibrate with: large, even, and mostly flat."""
+    levels = []
+    for k in range(terraces.area_px.size):
+        flat_share = terraces.flat_px[k] / max(int(terraces.area_px[k]), 1)
+        if (
+            terraces.inner_px[k] >= 80
+            and terraces.spread[k] < 0.02
+            and flat_share > 0.35
+            and (
+                terraces.saturated_px[k] < 0.5 * terraces.area_px[k]
+                or float(terraces.contrast_rgb[k].mean()) < 0
+            )
+        ):
+            c = terraces.contrast_rgb[k]
+            levels.append(Level((float(c[0]), float(c[1]), float(c[2])), int(terraces.area_px[k])))
+    return levels
+
+
+def checked_image(pixels: ImageRGB, pixel_size_nm: float, bit_depth: int) -> None:
+    """Raise BadImage unless this can be analysed at all."""
+    if not isinstance(pixels, np.ndarray):
+        raise BadImage(f"need an array, got {type(pixels).__name__}")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype not in (np.uint8, np.uint16):
+        raise BadImage(f"need (h, w, 3) uint8 or uint16, got {pixels.shape} {pixels.dtype}")
+    if min(pixels.shape[:2]) < 64:
+        raise BadImage(f"need at least 64 x 64 px, got {pixels.shape[1]} x {pixels.shape[0]}")
+    if not 1.0 <= pixel_size_nm <= 1e5:
+        raise BadImage(f"pixel_size_nm must be in 1..100000, got {pixel_size_nm}")
+    if not 1 <= bit_depth <= 8 * pixels.dtype.itemsize:
+        raise BadImage(f"bit_depth {bit_depth} does not go with {pixels.dtype}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    background: Background
+    sheet: Sheet | None  # None: no candidates
+    terraces: Terraces | None  # None: no candidates
+
+
+def _prepared(settings: DetectorSettings, calibration: Calibration) -> _Prepared:
+    optics = settings.optics
+    tables = tuple(colour_table(key, calibration, optics) for key in settings.materials)
+    centres = colour_cell_centres()
+    size = np.linalg.norm(centres, axis=1)
+    plausible = np.zeros(len(centres), dtype=np.bool_)
+    thinnest = 1.0
+    for table in tables:
+        thickness, distance = table.read(centres)
+        near = distance < 0.08 + 1.5 * settings.off_ladder_relative * size
+        plausible |= near & (thickness < settings.max_layers + 2.0)
+        thinnest = min(thinnest, float(np.linalg.norm(table.ladder.at(1.0))))
+    off = float(np.clip(0.5 * thinnest, 0.012, 0.07))
+    return _Prepared(tables, plausible, Cuts(off=off))
+
+
+def _look(
+    pixels: ImageRGB,
+    bit_depth: int,
+    pixel_size_nm: float,
+    settings: DetectorSettings,
+    prepared: _Prepared,
+    expected_rgb: tuple[float, float, float] | None,
+    flat_field: FloatArray | None,
+) -> _Seen:
+    full_scale = float(2**bit_depth - 1)
+    height, width = pixels.shape[:2]
+    half = shrunk_half(pixels)
+    background = estimate_background(pixels, full_scale, expected_rgb, flat_field)
+    if background.reason:
+        return _Seen(background, None, None)
+    min_area_px = settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
+    least_half_px = max(int(0.12 * min_area_px), 4)
+    boxes = candidate_boxes(half, background, prepared.cuts.off, prepared.plausible, least_half_px)
+    boxes = merged_boxes(boxes, width, height)
+    if not boxes:
+        return _Seen(background, None, None)
+    sheet = packed_sheet(pixels, background, boxes, full_scale)
+    return _Seen(background, sheet, find_terraces(sheet, prepared.tables, prepared.cuts))
+
+
+def _detections(
+    sheet: Sheet,
+    terraces: Terraces,
+    shape_px: tuple[int, ...],
+    pixel_size_nm: float,
+    settings: DetectorSettings,
+    calibration: Calibration,
+    prepared: _Prepared,
+) -> list[Detection]:
+    count = terraces.area_px.size
+    if count == 0:
+        return []
+    min_area_px = settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
+    contrast = terraces.contrast_rgb
+    size = np.linalg.norm(contrast, axis=1)
+    thickness = np.zeros((len(prepared.tables), count), dtype=np.float32)
+    distance = np.zeros_like(thickness)
+    for k, table in enumerate(prepared.tables):
+        thickness[k], distance[k] = table.ladder.nearest(contrast)
+    chosen = np.argmin(distance, axis=0)
+    columns = np.arange(count)
+    layers_seen, off_ladder = thickness[chosen, columns], distance[chosen, columns]
+    keep = (
+        (terraces.area_px >= min_area_px)
+        & (off_ladder < settings.off_ladder_max + settings.off_ladder_relative * size)
+        & (layers_seen > 0.5)
+        & (layers_seen < settings.max_layers + 0.5)
+        & (terraces.spread < settings.spread_max)
+    )
+    found = []
+    for k in np.flatnonzero(keep).tolist():
+        detection = _detection(
+            k,
+            sheet,
+            terraces,
+            shape_px,
+            pixel_size_nm,
+            settings,
+            calibration,
+            prepared.tables[int(chosen[k])].ladder,
+            float(layers_seen[k]),
+            float(off_ladder[k]),
+        )
+        if detection is not None:
+            found.append(detection)
+    return found
+
+
+def _detection(
+    k: int,
+    sheet: Sheet,
+    terraces: Terraces,
+    shape_px: tuple[int, ...],
+    pixel_size_nm: float,
+    settings: DetectorSettings,
+    calibration: Calibration,
+    ladder: Ladder,
+    thickness_layers: float,
+    off_ladder: float,
+) -> Detection | None:
+    x, y, w, h = terraces.boxes[k].tolist()
+    mask = terraces.labels[y : y + h, x : x + w] == k + 1
+    padded = np.zeros((h + 2, w + 2), dtype=np.uint8)
+    padded[1:-1, 1:-1] = mask
+    inside = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
+    half_width = float(inside.max())
+    if half_width < settings.half_width_min_px:
+        return None
+    contours, _ = cv2.findContours(padded, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outline = max(contours, key=len)
+    hull_area = max(float(cv2.contourArea(cv2.convexHull(outline))), 1.0)
+    area_px = int(terraces.area_px[k])
+    solidity = min(area_px / (hull_area + 0.5 * len(outline)), 1.0)
+    slot = sheet.slot_of(x, y)
+    left, top = x + int(sheet.offset_x[slot]), y + int(sheet.offset_y[slot])
+    ys, xs = np.nonzero(mask)
+    contrast = terraces.contrast_rgb[k]
+    spread = float(terraces.spread[k])
+    # Noise of the median, and what the calibration does not know: 1.2 % + 4 % of the contrast.
+    trust = 1.0 if calibration.confidence > 0 else 1.6
+    systematic = trust * (0.012 + 0.04 * np.abs(contrast))
+    noise = 1.25 * spread / np.sqrt(max(int(terraces.inner_px[k]) / 8.0, 1.0))
+    probabilities = ladder.layer_probabilities(
+        contrast, np.hypot(systematic, noise).astype(np.float32), settings.max_layers
+    )
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = tuple(
+        (int(n) + 1, float(probabilities[n])) for n in order[:6] if probabilities[n] > 1e-4
+    )
+    flat_share = float(terraces.flat_px[k]) / area_px
+    score = (
+        np.exp(-0.5 * (off_ladder / 0.04) ** 2)
+        * min(1.0, solidity / 0.8)
+        * np.exp(-spread / 0.04)
+        * (1.0 - np.exp(-area_px / 500.0))
+        * np.sqrt(min(flat_share, 1.0))
+        / (1.0 + np.exp((thickness_layers - 9.0) / 1.5))
+    )
+    if score < settings.score_min:
+        return None
+    height, width = shape_px[:2]
+    return Detection(
+        mask=mask,
+        box_x_px=left,
+        box_y_px=top,
+        area_px=area_px,
+        centroid_x_px=left + float(xs.mean()),
+        centroid_y_px=top + float(ys.mean()),
+        outline_px=(outline[:, 0, :] + np.array([left - 1, top - 1])).astype(np.float32),
+        material=ladder.material,
+        layers=ranked[0][0],
+        layer_probabilities=ranked,
+        thickness_nm=thickness_layers * ladder.layer_nm,
+        contrast_rgb=(float(contrast[0]), float(contrast[1]), float(contrast[2])),
+        off_ladder=off_ladder,
+        score=float(np.clip(score, 0.0, 1.0)),
+        touches_border=left == 0 or top == 0 or left + w >= width or top + h >= height,
+    )
