@@ -19,7 +19,6 @@ takes the same steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeAlias
@@ -335,7 +334,7 @@ def _descent(highest_um: float, lowest_um: float, step_um: float) -> tuple[float
 
 
 def _is_passed(search: FocusSearch) -> bool:
-    """Has the descent left a peak behind it: two samples in a row far below the best one?
+    """Say whether the descent left a peak behind: two samples in a row far below the best one.
 
     Height counts from the lowest sample seen, because noise alone gives every frame some sharpness.
     """
