@@ -198,13 +198,6 @@ def _flake_rows(entries: Sequence[CatalogueEntry]) -> list[tuple[Value, ...]]:
     rows: list[tuple[Value, ...]] = []
     for flake_id, terraces in sorted(flakes.items()):
         largest = max(terraces, key=lambda entry: entry.area_um2)
-        total_um2 = sum(entry.area_um2 for entry in terraces)
-
-        def mean(name: str, terraces: list[CatalogueEntry] = terraces) -> float:
-            weights = [max(entry.area_um2, 1e-9) for entry in terraces]
-            values = [float(getattr(entry, name)) for entry in terraces]
-            return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-
         rows.append(
             (
                 flake_id,
@@ -213,14 +206,24 @@ def _flake_rows(entries: Sequence[CatalogueEntry]) -> list[tuple[Value, ...]]:
                 largest.material,
                 min(entry.layers for entry in terraces),
                 max(entry.layers for entry in terraces),
-                total_um2,
-                mean("stage_x_um"),
-                mean("stage_y_um"),
-                mean("chip_x_um"),
-                mean("chip_y_um"),
+                sum(entry.area_um2 for entry in terraces),
+                *_centre(terraces),
             )
         )
     return rows
+
+
+def _centre(terraces: Sequence[CatalogueEntry]) -> tuple[float, ...]:
+    """(stage x, stage y, chip x, chip y) of a flake: the mean of its terraces by area."""
+    weights = [max(entry.area_um2, 1e-9) for entry in terraces]
+    places = [
+        (entry.stage_x_um, entry.stage_y_um, entry.chip_x_um, entry.chip_y_um) for entry in terraces
+    ]
+    return tuple(
+        sum(weight * place[axis] for weight, place in zip(weights, places, strict=True))
+        / sum(weights)
+        for axis in range(4)
+    )
 
 
 def _check(path: Path, database: sqlite3.Connection) -> None:
