@@ -58,7 +58,8 @@ class HaltFailed(ControllerError):
 class MoveFailed(ControllerError):
     """A move did not end where it should; the axis was told to stop and its position is in doubt.
 
-    asked_um, came_um: in the axis' own coordinates; `came_um` is None when no position came at all.
+    asked_um, came_um: in the axis' own coordinates. `asked_um` is () when the axis was only read;
+    `came_um` is None when no position came at all.
     """
 
     def __init__(
@@ -68,14 +69,30 @@ class MoveFailed(ControllerError):
         came_um: tuple[float, ...] | None,
         reason: str,
     ) -> None:
+        asked = f"asked for {_position(asked_um)}" if asked_um else "asked where it is"
         came = "nothing" if came_um is None else _position(came_um)
-        super().__init__(
-            f"{axis}: asked for {_position(asked_um)}, came {came}: {reason}; "
-            "check the axis, then resume"
-        )
+        super().__init__(f"{axis}: {asked}, came {came}: {reason}; check the axis before moving on")
         self.axis = axis
         self.asked_um = asked_um
         self.came_um = came_um
+        self.reason = reason
+
+
+class TurretFailed(ControllerError):
+    """The turret did not bring the objective that was asked for; which one is in place is unknown.
+
+    asked: None when the turret was only read. came: None when nothing was said.
+    """
+
+    def __init__(self, turret: str, asked: str | None, came: str | None, reason: str) -> None:
+        what = "asked what is in place" if asked is None else f"asked for {asked}"
+        super().__init__(
+            f"{turret}: {what}, came {came or 'nothing'}: {reason}; check the turret before "
+            "the focus moves down"
+        )
+        self.turret = turret
+        self.asked = asked
+        self.came = came
         self.reason = reason
 
 
