@@ -261,7 +261,7 @@ def _otsu(values: npt.NDArray[np.uint8]) -> tuple[float, float]:
     variance = float(np.sum(histogram * (np.arange(256) - mean) ** 2) / total)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (mean * weight - moment) ** 2 / (weight * (total - weight))
-    between = np.nan_to_num(between / total, nan=0.0, posinf=0.0)
+    between = np.nan_to_num(between, nan=0.0, posinf=0.0)
     best = int(np.argmax(between))
     return float(best), float(between[best] / variance) if variance > 0 else 0.0
 
