@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Annotated
 
 from pydantic import ConfigDict, Discriminator, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from controller.messages import Fact
 from controller.record.rundir import BadRecord, reading, writing
@@ -77,7 +78,10 @@ class Journal:
         return self._last_seq
 
     def append(self, facts: Iterable[Fact]) -> None:
-        """Add facts in one transaction: when this returns, all are kept; if it raises, none is."""
+        """Add facts in one transaction: when this returns, all are kept; if it raises, none is.
+
+        Raises DiskFull, and BadRecord for a fact that JSON could not give back (a numpy scalar).
+        """
         rows = [self._row(seq, fact) for seq, fact in enumerate(facts, start=self._last_seq + 1)]
         if not rows:
             return
@@ -135,7 +139,12 @@ class Journal:
         self.close()
 
     def _row(self, seq: int, fact: Fact) -> tuple[int, str, str, int]:
-        text = _FACT.dump_json(fact).decode()
+        try:
+            # Strict: what is written down loosely today could not be replayed tomorrow.
+            text = _FACT.dump_json(fact, warnings="error").decode()
+        except PydanticSerializationError as error:
+            reason = f"not a fact of plain Python numbers, refused: {fact!r:.200}: {error}"
+            raise BadRecord(self.path, reason) from error
         return seq, fact.kind, text, _crc32(seq, fact.kind, text)
 
     def _fact(self, expected: int, seq: int, kind: object, text: object, crc32: object) -> Fact:
