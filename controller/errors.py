@@ -96,6 +96,10 @@ class TurretFailed(ControllerError):
         self.reason = reason
 
 
+class SearchFailed(ControllerError):
+    """The search cannot go on; what was found so far is kept and can be resumed."""
+
+
 class StreamError(ControllerError):
     """The root of what can go wrong with one frame."""
 

@@ -43,8 +43,9 @@ class Pose:
 class Frame:
     """One exposure, as it came.
 
-    pixels: (h, w) or (h, w, 3) RGB, uint8 or uint16, read-only, y down; never copied between rooms.
-    number: the SOURCE's own counter since it was opened. Frames are matched by it, never by arrival.
+    pixels: (h, w) or (h, w, 3) RGB, uint8 or uint16, read-only, y down; never copied between
+    rooms. number: the SOURCE's own counter since it was opened; frames are matched by it, never by
+    arrival.
     """
 
     pixels: Pixels
@@ -118,7 +119,7 @@ class Objective:
     free_working_distance_um: float = 1_000.0
 
     def depth_of_field_um(self, wavelength_nm: float = 550.0, medium_index: float = 1.0) -> float:
-        """lambda n / NA^2 + n e / (M NA), with e the pixel on the sensor: n pixel_size / NA."""
+        """Lambda n / NA^2 + n e / (M NA), with e the pixel on the sensor: n pixel_size / NA."""
         na = self.numerical_aperture
         diffraction_um = wavelength_nm * 1e-3 * medium_index / na**2
         return diffraction_um + medium_index * self.pixel_size_nm * 1e-3 / na
@@ -153,7 +154,7 @@ class Camera(Protocol):
 
     async def stop_live(self) -> None: ...
     def frames(self) -> AsyncIterator[Frame | MissingFrames]:
-        """Frames in the order of arrival (which a bad link may disturb), until the camera closes."""
+        """Frames as they arrive (a bad link may disturb the order), until the camera closes."""
         ...
 
 
@@ -167,7 +168,7 @@ class Stage(Protocol):
     @property
     def kinematics(self) -> Kinematics: ...
     async def start_move_um(self, x_um: float, y_um: float) -> None:
-        """Start towards an absolute target; returns when the device has ACCEPTED it, not arrived."""
+        """Start towards an absolute target; returns when it is ACCEPTED, not when it is reached."""
 
     async def position_um(self) -> tuple[float, float]: ...
     async def state(self) -> MotionState: ...

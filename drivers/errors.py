@@ -30,4 +30,4 @@ class Refused(DriverError):
 
 
 class Unsupported(DriverError):
-    """This device cannot do that at all."""
+    """The device cannot do that at all."""

@@ -49,7 +49,7 @@ class Detection:
     outline_px: npt.NDArray[np.float32]  # (n, 2) x, y of the outer contour
     material: str  # key of the material card: "graphene", "hbn", "mos2", "wse2", "wte2"
     layers: int  # most probable number of layers, >= 1
-    layer_probabilities: tuple[tuple[int, float], ...]  # (layers, probability), descending, sum <= 1
+    layer_probabilities: tuple[tuple[int, float], ...]  # (layers, p), p descending, sum <= 1
     thickness_nm: float
     contrast_rgb: tuple[float, float, float]  # I / I_substrate - 1, median over the inner pixels
     off_ladder: float  # distance of the contrast from the material's ladder, in contrast units
@@ -82,7 +82,7 @@ class FlakeAnswer:
 
 
 class FlakeDetector(Protocol):
-    """Question: which flakes are in this image? Deterministic, thread-safe to call from one thread."""
+    """Question: which flakes are in this image? Deterministic; called from one thread at a time."""
 
     @property
     def name(self) -> str: ...
@@ -111,7 +111,9 @@ class SharpnessMeasure(Protocol):
 
     @property
     def name(self) -> str: ...
-    def measure(self, pixels: ImageRGB | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Sharpness: ...
+    def measure(
+        self, pixels: ImageRGB | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    ) -> Sharpness: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +139,6 @@ class FocusEstimator(Protocol):
 
     @property
     def name(self) -> str: ...
-    def estimate(self, samples: Sequence[FocusSample], depth_of_field_um: float) -> FocusEstimate: ...
+    def estimate(
+        self, samples: Sequence[FocusSample], depth_of_field_um: float
+    ) -> FocusEstimate: ...
