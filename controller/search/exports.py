@@ -196,11 +196,7 @@ def geojson(
         ring = stage_to_chip_um(chip, corners)
         features.append(_feature("tile", [ring], {"tile": index}))
     for entry in entries:
-        rings = [
-            stage_to_chip_um(chip, ring)
-            for ring in (entry.outline_um, *entry.holes_um)
-            if len(ring) >= 3
-        ]
+        rings = [stage_to_chip_um(chip, ring) for ring in _rings(entry)]
         properties = {
             name: value
             for name, value in _csv_row(entry, chip).items()
@@ -270,8 +266,10 @@ def rle_of(mask: Mask) -> Json:
     groups of 5 bits, least first, bit 6 says "more", offset 48 makes them printable.
     Source: the COCO API's mask format.
     """
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    columns = np.flatnonzero(mask.any(axis=0))  # only those: a flake is small in a large image
+    low, high = (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 0)
+    flat = np.concatenate([[False], mask[:, low:high].ravel(order="F"), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + low * mask.shape[0]
     counts = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
     if len(counts) > 1 and counts[-1] == 0:
         counts.pop()
@@ -319,28 +317,39 @@ def mask_of(rle: Mapping[str, Any]) -> Mask:
 
 def filled(rings_px: Sequence[npt.NDArray[np.float64]], shape_px: tuple[int, int]) -> Mask:
     """The pixels whose centres lie inside rings (n, 2) of x, y by the even-odd rule; holes cut."""
-    h_px, w_px = shape_px
-    toggles = np.zeros((h_px, w_px + 1), dtype=np.uint8)
+    mask = np.zeros(shape_px, dtype=np.bool_)
+    if not rings_px:
+        return mask
+    points = np.concatenate(rings_px)
+    left, top = np.clip(np.floor(points.min(axis=0)), 0, shape_px[::-1]).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(points.max(axis=0)) + 1, 0, shape_px[::-1]).astype(int).tolist()
+    toggles = np.zeros((max(bottom - top, 0), max(right - left, 0) + 1), dtype=np.uint8)
     for ring in rings_px:
         ends = np.roll(ring, -1, axis=0)
         for (x0, y0), (x1, y1) in zip(ring.tolist(), ends.tolist(), strict=True):
             low, high = (y0, y1) if y0 < y1 else (y1, y0)
             # Rows whose centre the edge crosses, lower end included: no vertex counts twice.
-            rows = np.arange(max(0, math.ceil(low)), min(h_px, math.ceil(high)))
+            rows = np.arange(max(top, math.ceil(low)), min(bottom, math.ceil(high)))
             if rows.size == 0:
                 continue
             crossings = x0 + (rows - y0) * ((x1 - x0) / (y1 - y0))
-            columns = np.clip(np.ceil(crossings), 0, w_px).astype(np.intp)
-            toggles[rows, columns] ^= 1
-    mask: Mask = np.bitwise_xor.accumulate(toggles, axis=1)[:, :w_px].astype(np.bool_)
+            columns = np.clip(np.ceil(crossings), left, right).astype(np.intp)
+            toggles[rows - top, columns - left] ^= 1
+    inside = np.bitwise_xor.accumulate(toggles, axis=1)[:, :-1]
+    mask[top:bottom, left:right] = inside.astype(np.bool_)
     return mask
+
+
+def _rings(entry: CatalogueEntry) -> list[Ring]:
+    """Outline first, then holes; nothing where the outline encloses nothing."""
+    if len(entry.outline_um) < 3:
+        return []
+    return [entry.outline_um, *(hole for hole in entry.holes_um if len(hole) >= 3)]
 
 
 def _mask_in(image: KeptImage, entry: CatalogueEntry) -> Mask:
     rings = []
-    for ring in (entry.outline_um, *entry.holes_um):
-        if len(ring) < 3:
-            continue
+    for ring in _rings(entry):
         points = np.asarray(ring, dtype=np.float64)
         columns, rows = stage_to_pixel(
             points[:, 0], points[:, 1], image.pose, image.objective, image.shape_px, image.geometry
@@ -352,10 +361,10 @@ def _mask_in(image: KeptImage, entry: CatalogueEntry) -> Mask:
 def _gds_polygons(
     entry: CatalogueEntry, chip: ChipFound, layer: int, datatype: int
 ) -> list[gdstk.Polygon]:
-    if len(entry.outline_um) < 3:
+    rings = [_on_grid(stage_to_chip_um(chip, ring)) for ring in _rings(entry)]
+    if not rings:
         return []
-    outline = _on_grid(stage_to_chip_um(chip, entry.outline_um))
-    holes = [_on_grid(stage_to_chip_um(chip, hole)) for hole in entry.holes_um if len(hole) >= 3]
+    outline, *holes = rings
     if not holes:
         return [gdstk.Polygon(outline, layer=layer, datatype=datatype)]
     cut: list[gdstk.Polygon] = gdstk.boolean(
@@ -440,11 +449,7 @@ def _cell(value: object) -> object:
 
 def _wkt(entry: CatalogueEntry, chip: ChipFound) -> str:
     """The outline with its holes as well-known text, on the 1 nm grid."""
-    rings = [
-        _closed(_on_grid(stage_to_chip_um(chip, ring)))
-        for ring in (entry.outline_um, *entry.holes_um)
-        if len(ring) >= 3
-    ]
+    rings = [_closed(_on_grid(stage_to_chip_um(chip, ring))) for ring in _rings(entry)]
     if not rings:
         return ""
     spelled = (", ".join(f"{x} {y}" for x, y in ring) for ring in rings)
