@@ -31,6 +31,7 @@ _GAIN_STEPS = np.exp(np.linspace(np.log(0.7), np.log(1.4), 13)).astype(np.float3
 _GAIN_COST = 0.3  # per unit of |ln gain|, against a fit of 0..1
 _OXIDE_SIGMA = 0.15  # of ln(oxide / nominal)
 _OXIDE_COST = 0.1
+_PULL_LEVELS = 10.0
 _PLAUSIBLE = 0.06  # a level further from the nominal ladder than this,
 _PLAUSIBLE_RELATIVE = 0.25  # plus this share of its contrast, is no crystal of these materials
 
@@ -107,6 +108,8 @@ def fit_calibration(
         return nominal_calibration(nominal_oxide_nm)
     weights = weights / weights.sum()
 
+    # Few terraces say little about four numbers: the fewer, the stronger the pull to nominal.
+    pull = 1.0 + _PULL_LEVELS / len(colours)
     best = (-np.inf, nominal_oxide_nm, np.ones(3, dtype=np.float32))
     coarse = nominal_oxide_nm * np.exp(np.linspace(-0.3, 0.3, 13))
     starts = [
@@ -118,12 +121,12 @@ def fit_calibration(
     for oxide_nm in coarse:
         for gains in starts:
             value = _merit(colours, weights, materials, float(oxide_nm), gains, optics)
-            value -= _cost(float(oxide_nm), nominal_oxide_nm, gains)
+            value -= pull * _cost(float(oxide_nm), nominal_oxide_nm, gains)
             tried.append((value, float(oxide_nm), gains))
     tried.sort(key=lambda entry: -entry[0])
     for _, start_oxide_nm, start_gains in tried[:3]:
         found = _descended(
-            colours, weights, materials, start_oxide_nm, start_gains, nominal_oxide_nm, optics
+            colours, weights, materials, start_oxide_nm, start_gains, nominal_oxide_nm, optics, pull
         )
         if found[0] > best[0]:
             best = found
@@ -160,12 +163,13 @@ def _descended(
     gains: FloatArray,
     nominal_oxide_nm: float,
     optics: Optics,
+    pull: float,
 ) -> tuple[float, float, FloatArray]:
     """Coordinate descent with shrinking steps."""
 
     def value(oxide: float, gain: FloatArray) -> float:
         merit = _merit(colours, weights, materials, round(oxide, 1), gain, optics)
-        return merit - _cost(oxide, nominal_oxide_nm, gain)
+        return merit - pull * _cost(oxide, nominal_oxide_nm, gain)
 
     best = value(oxide_nm, gains)
     for step in (0.06, 0.03, 0.015):

@@ -297,7 +297,7 @@ def _look(
     full_scale = float(2**bit_depth - 1)
     height, width = pixels.shape[:2]
     half = shrunk_half(pixels)
-    background = estimate_background(pixels, full_scale, expected_rgb, flat_field)
+    background = estimate_background(pixels, full_scale, expected_rgb, flat_field, half)
     if background.reason:
         return _Seen(background, None, None)
     min_area_px = settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2

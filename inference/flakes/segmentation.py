@@ -34,9 +34,11 @@ Labels = npt.NDArray[np.int32]
 Box = tuple[int, int, int, int]  # x, y, width, height in px
 
 _RIM_PX = 6  # true surroundings around each box on the sheet, seen by filters but never labelled
-_MARGIN_PX = 12  # substrate kept around a candidate
+_MARGIN_PX = 8  # substrate kept around a candidate
+_CELL_PX = 8  # of the half-size image; candidates are boxed in these cells
 _SHEET_WIDTH_PX = 1024
-_ARC_BIN = 0.01  # contrast units per bin along the ladder
+_ARC_BINS = 600
+_ARC_BIN = 0.005  # contrast units per bin along the ladder
 _KERNEL3 = np.ones((3, 3), dtype=np.uint8)
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -46,12 +48,13 @@ class Cuts:
     """Thresholds of the segmentation, in contrast units (I / I_substrate - 1) and px."""
 
     off: float  # a smaller contrast is substrate; half the thinnest wanted flake's
-    flat_gradient: float = 0.018  # per px
+    flat_gradient: float = 0.022  # per px
+    calm_gradient_ratio: float = 0.36
     noise_reference: float = 0.006  # noise for which `flat_gradient` is meant
     valley: float = 0.7  # of the smaller peak: a shallower valley does not separate terraces
     core_px: int = 40
     reach_px: float = 12.0
-    merge_contrast: float = 0.025
+    merge_contrast: float = 0.015
     crack_contrast: float = 0.012
 
 
@@ -89,6 +92,18 @@ class Terraces:
     noise: float  # the substrate's own sigma on this sheet
 
 
+def _components(
+    mask: npt.NDArray[np.bool_], least_px: int, connectivity: int = 4
+) -> tuple[Labels, int]:
+    """Connected components of at least so many px, numbered 1 ... n, and n."""
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=connectivity)
+    sizes = np.bincount(labels.ravel()[np.flatnonzero(mask)], minlength=count)
+    keep = sizes >= least_px
+    keep[0] = False
+    numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return numbers[labels], int(keep.sum())
+
+
 def candidate_boxes(
     half: ImageRGB,
     background: Background,
@@ -98,29 +113,32 @@ def candidate_boxes(
 ) -> list[Box]:
     """Boxes, in px of the photograph, around whatever might be a wanted flake."""
     height, width = half.shape[:2]
-    inverse = 1.0 / np.maximum(background.coarse, 1e-3)
-    step = 2.0 / 16.0
-    matrix = np.array([[step, 0.0, 0.5 * step - 0.5], [0.0, step, 0.5 * step - 0.5]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    scale = cv2.warpAffine(
-        inverse, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
-    )
     smooth = cv2.blur(half, (3, 3))
-    ratio = cv2.multiply(smooth, scale, dtype=cv2.CV_32F)
+    ratio = cv2.multiply(smooth, background.inverse_half(), dtype=cv2.CV_32F)
     channel_off = off / np.sqrt(3.0) if off < 0.03 else off * 0.6
     bare = cv2.inRange(ratio, (1 - channel_off,) * 3, (1 + channel_off,) * 3)
-    there = np.flatnonzero(bare.ravel() == 0)
+    there = np.flatnonzero(bare == 0)
     if there.size == 0:
         return []
-    mask = np.zeros(height * width, dtype=np.uint8)
-    mask[there] = plausible[colour_cells(ratio.reshape(-1, 3)[there] - 1.0)]
-    mask = cv2.morphologyEx(mask.reshape(height, width), cv2.MORPH_OPEN, _CROSS)
-    count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    boxes = []
-    for x, y, w, h, area in stats[1:count].tolist():
-        if area >= least_half_px:
-            boxes.append((2 * x, 2 * y, 2 * w, 2 * h))
-    return boxes
+    rows, columns = -(-height // _CELL_PX), -(-width // _CELL_PX)
+    mask = np.zeros((rows * _CELL_PX, columns * _CELL_PX), dtype=np.uint8)
+    near = plausible[colour_cells(ratio.reshape(-1, 3)[there] - 1.0)]
+    there = there[near]
+    mask[there // width, there % width] = 255
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _CROSS)
+    # Mean over 8 x 8 half-size px: a map small enough that finding components costs nothing.
+    share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (share > 0).view(np.uint8), connectivity=8
+    )
+    area = np.bincount(labels.ravel(), weights=share.ravel(), minlength=count)
+    area *= _CELL_PX * _CELL_PX / 255.0
+    side = 2 * _CELL_PX
+    return [
+        (side * x, side * y, side * w, side * h)
+        for (x, y, w, h, _), px in zip(stats[1:].tolist(), area[1:].tolist(), strict=True)
+        if px >= least_half_px
+    ]
 
 
 def merged_boxes(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
@@ -136,20 +154,18 @@ def merged_boxes(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
     done: list[tuple[int, int, int, int]] = []
     while todo:
         x0, y0, x1, y1 = todo.pop()
-        rest = []
-        changed = False
-        for other in todo:
+        apart = []
+        for other in done:  # which never overlap each other
             if other[0] < x1 and other[2] > x0 and other[1] < y1 and other[3] > y0:
                 x0, y0 = min(x0, other[0]), min(y0, other[1])
                 x1, y1 = max(x1, other[2]), max(y1, other[3])
-                changed = True
             else:
-                rest.append(other)
-        if changed:
-            todo = [*rest, (x0, y0, x1, y1)]
+                apart.append(other)
+        if len(apart) < len(done):
+            todo.append((x0, y0, x1, y1))  # grown: it may reach others now
         else:
-            done.append((x0, y0, x1, y1))
-            todo = rest
+            apart.append((x0, y0, x1, y1))
+        done = apart
     covered = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in done)
     if covered > 0.6 * width * height:
         return [(0, 0, width, height)]
@@ -199,7 +215,7 @@ def packed_sheet(
     ratio = cv2.divide(median, scale, dtype=cv2.CV_32F)
     contrast = np.asarray(ratio, dtype=np.float32)
     contrast -= 1.0
-    saturated = (median >= 0.88 * full_scale).any(axis=-1)
+    saturated = cv2.inRange(median, (0, 0, 0), (int(0.88 * full_scale),) * 3) == 0
     offsets = [(b[0] - s[0], b[1] - s[1]) for b, s in zip(boxes, slots, strict=True)]
     return Sheet(
         contrast=contrast,
@@ -211,27 +227,33 @@ def packed_sheet(
     )
 
 
-def gradient(contrast: FloatImage) -> FloatImage:
+def gradient(smooth: FloatImage) -> FloatImage:
     """Colour change per px, (h, w): norm over channels and directions of Sobel / 8."""
-    smooth = cv2.GaussianBlur(contrast, (5, 5), 1.0)
     across = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
     down = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)
-    squares = cv2.multiply(across, across) + cv2.multiply(down, down)
-    return np.asarray(np.sqrt(cv2.transform(squares, np.ones((1, 3), np.float32))), np.float32)
+    return np.asarray(np.sqrt(_sum_of_squares(across) + _sum_of_squares(down)), np.float32)
+
+
+def _sum_of_squares(vectors: FloatImage) -> FloatImage:
+    """Over the three channels of an image, (h, w)."""
+    squares = cv2.multiply(vectors, vectors)
+    return np.asarray(cv2.transform(squares, np.ones((1, 3), np.float32)), dtype=np.float32)
 
 
 def find_terraces(sheet: Sheet, tables: Sequence[ColourTable], cuts: Cuts) -> Terraces:
     """Segment a sheet; see the module's docstring for the steps."""
     smooth = cv2.GaussianBlur(sheet.contrast, (5, 5), 1.0)
-    slope = gradient(sheet.contrast)
-    strength = np.sqrt(cv2.transform(smooth * smooth, np.ones((1, 3), np.float32)))
+    slope = gradient(smooth)
+    strength = np.sqrt(_sum_of_squares(smooth))
     quiet = sheet.inside & (strength < cuts.off)
     noise = _robust_sigma(sheet.contrast[..., 1][quiet])
     flat_limit = cuts.flat_gradient * float(np.clip(noise / cuts.noise_reference, 1.0, 2.5))
     is_flat = sheet.inside & (slope < flat_limit)
 
     is_core = is_flat & (strength > 1.2 * cuts.off)
-    cores = _split_cores(is_core, sheet.contrast, tables, cuts)
+    cores = _split_cores(is_core, smooth, tables, cuts)
+    is_calm = slope < flat_limit * cuts.calm_gradient_ratio
+    cores = _recut(cores, is_calm, cuts)
     count = int(cores.max()) if cores.size else 0
     # Substrate is a marker of its own with the last number.
     ground = count + 1
@@ -256,22 +278,16 @@ def _split_cores(
     cuts: Cuts,
 ) -> Labels:
     """Connected cores, cut where their pixels crowd at several places of the ladder."""
-    mask = is_core.view(np.uint8)
-    count, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    big = stats[:, cv2.CC_STAT_AREA] >= cuts.core_px
-    big[0] = False
-    renumber = np.where(big, np.cumsum(big), 0).astype(np.int32)
-    components = renumber[components]
-    count = int(big.sum())
+    components, count = _components(is_core, cuts.core_px)
     if count == 0:
-        return np.zeros(mask.shape, dtype=np.int32)
+        return components
     where = np.flatnonzero(components)
     owner = components.ravel()[where]
     colours = contrast.reshape(-1, 3)[where]
     arc = _arc_positions(owner, colours, count, tables)
-    bins = np.minimum((arc / _ARC_BIN).astype(np.int32), 399)
-    histograms = np.bincount(owner * 400 + bins, minlength=(count + 1) * 400)
-    histograms = histograms.reshape(count + 1, 400)
+    bins = np.minimum((arc / _ARC_BIN).astype(np.int32), _ARC_BINS - 1)
+    histograms = np.bincount(owner * _ARC_BINS + bins, minlength=(count + 1) * _ARC_BINS)
+    histograms = histograms.reshape(count + 1, _ARC_BINS)
     kernel = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2).astype(np.float32)
     smooth = cv2.filter2D(
         histograms.astype(np.float32),
@@ -279,24 +295,74 @@ def _split_cores(
         (kernel / kernel.sum())[None],
         borderType=cv2.BORDER_CONSTANT,
     )
-    classes = np.ones((count + 1, 400), dtype=np.uint8)
+    classes = np.ones((count + 1, _ARC_BINS), dtype=np.int32)
     for k in range(1, count + 1):
         for cut in _valleys(smooth[k], cuts.valley, cuts.core_px):
             classes[k, cut:] += 1
-    per_pixel = classes[owner, bins]
-    image = np.zeros(mask.shape, dtype=np.uint8)
-    image.ravel()[where] = per_pixel
-    labels = np.zeros(mask.shape, dtype=np.int32)
-    total = 0
-    for level in range(1, int(per_pixel.max()) + 1):
-        one = cv2.morphologyEx((image == level).view(np.uint8), cv2.MORPH_OPEN, _KERNEL3)
-        n, pieces, piece_stats, _ = cv2.connectedComponentsWithStats(one, connectivity=4)
-        keep = piece_stats[:, cv2.CC_STAT_AREA] >= cuts.core_px
-        keep[0] = False
-        numbers = np.where(keep, np.cumsum(keep) + total, 0).astype(np.int32)
-        if n > 1:
-            labels += numbers[pieces]
-        total += int(keep.sum())
+    # One image of (core, class) numbers; a morphological opening of all of them at once.
+    codes = np.zeros(is_core.shape, dtype=np.uint16)
+    codes.ravel()[where] = (np.cumsum(classes[:, -1]) - classes[:, -1])[owner] + classes[owner, bins]
+    even = (cv2.morphologyEx(codes, cv2.MORPH_GRADIENT, _KERNEL3) == 0) & (codes > 0)
+    labels, count = _components(even, 1)
+    if count == 0:
+        return labels
+    code_of = np.zeros(count + 1, dtype=np.uint16)
+    seeds = np.flatnonzero(labels)
+    code_of[labels.ravel()[seeds]] = codes.ravel()[seeds]
+    wide = cv2.dilate(labels.astype(np.uint16), _KERNEL3)
+    opened = np.where(code_of[wide] == codes, wide, 0).astype(np.uint16)
+    # What erosion had torn apart and dilation brought together again is one piece.
+    low, high, _ = _touching(opened)
+    family = list(range(count + 1))
+    same = code_of[low] == code_of[high]
+    for a, b in set(zip(low[same].tolist(), high[same].tolist(), strict=True)):
+        roots = _root(family, a), _root(family, b)
+        family[max(roots)] = min(roots)
+    parent = np.array([_root(family, k) for k in range(count + 1)])
+    sizes = np.bincount(parent[opened.ravel()[np.flatnonzero(opened)]], minlength=count + 1)
+    keep = sizes >= cuts.core_px
+    keep[0] = False
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[parent][opened]
+
+
+def _touching(
+    labels: npt.NDArray[np.uint16] | Labels,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every contact of two different labels > 0: smaller, larger, and index of its first pixel."""
+    width = labels.shape[1]
+    across = np.flatnonzero(
+        (labels[:, :-1] != labels[:, 1:]) & (labels[:, :-1] > 0) & (labels[:, 1:] > 0)
+    )
+    across += across // (width - 1)  # index in rows one shorter -> index in the image
+    down = np.flatnonzero((labels[:-1] != labels[1:]) & (labels[:-1] > 0) & (labels[1:] > 0))
+    flat = labels.ravel().astype(np.int64)
+    first = np.concatenate([flat[across], flat[down]])
+    second = np.concatenate([flat[across + 1], flat[down + width]])
+    return np.minimum(first, second), np.maximum(first, second), np.concatenate([across, down])
+
+
+def _recut(cores: Labels, is_calm: npt.NDArray[np.bool_], cuts: Cuts) -> Labels:
+    """Replace a core by its calmest pieces where it has several: faint steps run between them."""
+    pieces, count = _components((cores > 0) & is_calm, cuts.core_px)
+    if count == 0:
+        return cores
+    # A piece may reach over two cores that touch: it belongs to both, as (core, piece).
+    where = np.flatnonzero(pieces)
+    count = int(cores.max())
+    codes = pieces.ravel()[where].astype(np.int64) * (count + 1) + cores.ravel()[where]
+    found, index, sizes = np.unique(codes, return_inverse=True, return_counts=True)
+    found_core = found % (count + 1)
+    big = sizes >= cuts.core_px
+    per_core = np.bincount(found_core[big], minlength=count + 1)
+    is_several = per_core >= 2
+    numbers = np.cumsum(~is_several) - 1  # label 0 stays 0
+    numbers[is_several] = 0
+    labels = numbers.astype(np.int32)[cores]
+    fresh = big & is_several[found_core]
+    new_numbers = np.where(fresh, np.cumsum(fresh) + int(labels.max()), 0).astype(np.int32)
+    values = new_numbers[index]
+    here = where[values > 0]
+    labels.ravel()[here] = values[values > 0]
     return labels
 
 
@@ -363,45 +429,43 @@ def _grown(markers: Labels, sheet: Sheet, cuts: Cuts, ground: int) -> Labels:
     labels[distance > cuts.reach_px] = ground
     labels[~sheet.inside] = 0
     means = _mean_colours(markers, sheet.contrast, ground)
-    means[ground] = 0.0
-    free = np.flatnonzero((markers == 0) & sheet.inside)
-    if free.size == 0:
-        return labels
+    is_free = ((markers == 0) & sheet.inside).view(np.uint8)
     width = labels.shape[1]
     flat_labels = labels.ravel()
     colours = sheet.contrast.reshape(-1, 3)
     for _ in range(6):
-        own = flat_labels[free]
-        neighbours = [flat_labels[free + step] for step in (-1, 1, -width, width)]
-        at_border = np.zeros(free.size, dtype=np.bool_)
-        for other in neighbours:
-            at_border |= (other != own) & (other != 0)
-        edge = np.flatnonzero(at_border)
+        small = labels.astype(np.uint16)
+        border = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, _CROSS)
+        edge = np.flatnonzero((border > 0) & (is_free > 0))
         if edge.size == 0:
             break
-        here = colours[free[edge]]
-        best = own[edge]
-        offset = here - means[best]
-        best_error = np.einsum("ij,ij->i", offset, offset)
-        for other in neighbours:
-            candidate = other[edge]
-            offset = here - means[candidate]
-            error = np.einsum("ij,ij->i", offset, offset)
+        own = flat_labels[edge]
+        here = colours[edge]
+        best, best_error = own, _squared(here - means[own])
+        for step in (-1, 1, -width, width):
+            candidate = flat_labels[edge + step]
+            error = _squared(here - means[candidate])
             better = (error < best_error) & (candidate != 0)
             best = np.where(better, candidate, best)
             best_error = np.where(better, error, best_error)
-        if np.array_equal(best, own[edge]):
+        changed = best != own
+        if not changed.any():
             break
-        flat_labels[free[edge]] = best
+        flat_labels[edge[changed]] = best[changed]
     return labels
 
 
-def _mean_colours(labels: Labels, contrast: FloatImage, last: int) -> FloatImage:
-    where = np.flatnonzero(labels)
+def _squared(vectors: FloatImage) -> FloatImage:
+    return np.asarray(np.einsum("ij,ij->i", vectors, vectors), dtype=np.float32)
+
+
+def _mean_colours(labels: Labels, contrast: FloatImage, ground: int) -> FloatImage:
+    """Mean contrast of each label up to the ground's, whose own is 0 by definition, (n, 3)."""
+    where = np.flatnonzero((labels > 0) & (labels < ground))
     owner = labels.ravel()[where]
     colours = contrast.reshape(-1, 3)[where]
-    area = np.maximum(np.bincount(owner, minlength=last + 1), 1)
-    sums = [np.bincount(owner, weights=colours[:, c], minlength=last + 1) for c in range(3)]
+    area = np.maximum(np.bincount(owner, minlength=ground + 1), 1)
+    sums = [np.bincount(owner, weights=colours[:, c], minlength=ground + 1) for c in range(3)]
     return np.asarray(np.stack(sums, axis=1) / area[:, None], dtype=np.float32)
 
 
@@ -456,17 +520,24 @@ def _measured(
 ) -> Terraces:
     count = int(labels.max()) if labels.size else 0
     small = labels.astype(np.uint16)
-    inner = (cv2.erode(small, _KERNEL3) == cv2.dilate(small, _KERNEL3)) & (labels > 0)
-    area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    flat = np.bincount(labels[is_flat], minlength=count + 1)[1:]
-    saturated = np.bincount(labels[sheet.saturated], minlength=count + 1)[1:]
-    calm = inner & is_flat
-    calm_area = np.bincount(labels[calm], minlength=count + 1)[1:]
-    # Where next to nothing of a region is flat, its inner pixels have to do.
-    poor = np.r_[False, calm_area < 20]
-    use = calm | (inner & poor[labels])
-    where = np.flatnonzero(use)
+    where = np.flatnonzero(small)
     owner = labels.ravel()[where]
+    flat_here = is_flat.ravel()[where]
+    inner = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, _KERNEL3).ravel()[where] == 0
+    calm = inner & flat_here
+
+    def counted(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+        return np.bincount(owner[chosen], minlength=count + 1)[1:].astype(np.int32)
+
+    area = np.bincount(owner, minlength=count + 1)[1:].astype(np.int32)
+    flat = counted(flat_here)
+    saturated = counted(sheet.saturated.ravel()[where])
+    # Where next to nothing of a region is flat, its inner pixels have to do.
+    poor = np.r_[False, counted(calm) < 20]
+    ys, xs = np.divmod(where, labels.shape[1])
+    boxes = _boxes(owner, xs, ys, count)
+    use = calm | (inner & poor[owner])
+    where, owner = where[use], owner[use]
     colours = sheet.contrast.reshape(-1, 3)[where]
     used = np.bincount(owner, minlength=count + 1)[1:]
     median = np.zeros((count, 3), dtype=np.float32)
@@ -475,26 +546,34 @@ def _measured(
         quartiles = _quartiles(owner, colours[:, c], count)
         median[:, c] = quartiles[:, 1]
         spread += (quartiles[:, 2] - quartiles[:, 0]) / (3 * 1.349)
-    ys, xs = np.nonzero(labels)
-    owner = labels[ys, xs] - 1
-    x0, y0 = np.full(count, 1 << 30), np.full(count, 1 << 30)
-    x1, y1 = np.full(count, -1), np.full(count, -1)
-    np.minimum.at(x0, owner, xs)
-    np.maximum.at(x1, owner, xs)
-    np.minimum.at(y0, owner, ys)
-    np.maximum.at(y1, owner, ys)
-    boxes = np.stack([x0, y0, x1 - x0 + 1, y1 - y0 + 1], axis=1).astype(np.int32)
     return Terraces(
         labels=labels,
         boxes=boxes,
-        area_px=area.astype(np.int32),
+        area_px=area,
         inner_px=used.astype(np.int32),
-        flat_px=flat.astype(np.int32),
+        flat_px=flat,
         contrast_rgb=median,
         spread=spread,
-        saturated_px=saturated.astype(np.int32),
+        saturated_px=saturated,
         noise=noise,
     )
+
+
+def _boxes(
+    owner: npt.NDArray[np.int32],
+    xs: npt.NDArray[np.int64],
+    ys: npt.NDArray[np.int64],
+    count: int,
+) -> npt.NDArray[np.int32]:
+    """Bounding boxes x, y, width, height of the pixels of each owner 1 ... count, (count, 4)."""
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(1, count + 1))
+    if count == 0:
+        return np.zeros((0, 4), dtype=np.int32)
+    xs, ys = xs[order], ys[order]
+    x0, y0 = np.minimum.reduceat(xs, starts), np.minimum.reduceat(ys, starts)
+    x1, y1 = np.maximum.reduceat(xs, starts), np.maximum.reduceat(ys, starts)
+    return np.stack([x0, y0, x1 - x0 + 1, y1 - y0 + 1], axis=1).astype(np.int32)
 
 
 def _quartiles(
