@@ -86,6 +86,17 @@ class FocusTask:
             raise ValueError(message)
 
 
+_MORE_STEPS = 4  # a sweep is prolonged by so many coarse steps at a time
+_CLEAR_DROP_RATIO = 0.1  # a side is closed when the curve fell by this share of its peak
+
+
+class Side(Enum):
+    """A side of the peak."""
+
+    ABOVE = "above"
+    BELOW = "below"
+
+
 class Phase(Enum):
     """Which part of the search a step belongs to."""
 
@@ -235,34 +246,62 @@ def _begin_coarse(search: FocusSearch) -> FocusSearch | FocusStep:
 
 def _conclude_coarse(search: FocusSearch, estimator: FocusEstimator) -> FocusSearch | FocusStep:
     task, settings = search.task, search.task.settings
-    step_um = settings.coarse_step_dof * task.depth_of_field_um
     usable = [sample for sample in search.sweep if sample.sharpness.in_distribution]
     if not usable:
         seen = search.sweep[-1].sharpness.reason if search.sweep else "nothing was measured"
         return GiveUp(f"nothing to focus on: {seen}", task.start_z_um)
-    peak_um = max(usable, key=lambda sample: sample.sharpness.value).focus_z_um
-    heights_um = [sample.focus_z_um for sample in search.sweep]
-    reach_um = settings.most_half_range_dof * task.depth_of_field_um
-    if peak_um <= min(heights_um) + 1.5 * step_um and not _is_passed(search):
-        floor_um = max(task.min_z_um, task.expected_z_um - reach_um)
-        lower = _descent(
-            min(heights_um) - step_um, max(floor_um, min(heights_um) - 4 * step_um), step_um
-        )
-        if lower:
-            return replace(search, pending_z_um=lower)
-    if peak_um >= max(heights_um) - 1.5 * step_um:
-        ceiling_um = min(task.max_z_um, task.expected_z_um + reach_um)
-        higher = _descent(
-            min(ceiling_um, max(heights_um) + 4 * step_um), max(heights_um) + 0.5 * step_um, step_um
-        )
-        if higher:
-            return replace(search, pending_z_um=higher)
+    more = _prolonged(search)
+    if more:
+        return replace(search, pending_z_um=more)
     estimate = estimator.estimate(search.sweep, task.depth_of_field_um)
     if not estimate.is_confident:
-        return GiveUp(estimate.reason, task.start_z_um)
+        # A bracketed peak may just be too narrow for the coarse step; an edge is not bracketed.
+        if _open_side(search.sweep) is not None:
+            return GiveUp(estimate.reason, task.start_z_um)
+        return _begin_fine(search, estimate.focus_z_um)
     if estimate.sigma_um <= settings.enough_sigma_dof * task.depth_of_field_um:
         return _begin_verify(search, estimate)
     return _begin_fine(search, estimate.focus_z_um)
+
+
+def _prolonged(search: FocusSearch) -> tuple[float, ...]:
+    """Where to go on when the peak lies at an edge of the sweep; () when that is not needed."""
+    task, settings = search.task, search.task.settings
+    step_um = settings.coarse_step_dof * task.depth_of_field_um
+    reach_um = settings.most_half_range_dof * task.depth_of_field_um
+    heights_um = [sample.focus_z_um for sample in search.sweep]
+    match _open_side(search.sweep):
+        case Side.BELOW:
+            floor_um = max(task.min_z_um, task.expected_z_um - reach_um)
+            lowest_um = min(heights_um)
+            return _descent(
+                lowest_um - step_um, max(floor_um, lowest_um - _MORE_STEPS * step_um), step_um
+            )
+        case Side.ABOVE:
+            ceiling_um = min(task.max_z_um, task.expected_z_um + reach_um)
+            steps = int((ceiling_um - max(heights_um)) / step_um + 1e-9)
+            highest_um = max(heights_um) + min(_MORE_STEPS, steps) * step_um
+            return _descent(highest_um, max(heights_um) + 0.5 * step_um, step_um)
+        case None:
+            return ()
+
+
+def _open_side(sweep: tuple[FocusSample, ...]) -> Side | None:
+    """The side on which the curve has not come down from its peak; None: both are closed."""
+    usable = [sample for sample in sweep if sample.sharpness.in_distribution]
+    if not usable:
+        return None
+    peak = max(usable, key=lambda sample: sample.sharpness.value)
+    limit = peak.sharpness.value * (1.0 - _CLEAR_DROP_RATIO)
+    below = [s for s in sweep if s.focus_z_um < peak.focus_z_um and s.sharpness.value < limit]
+    above = [s for s in sweep if s.focus_z_um > peak.focus_z_um and s.sharpness.value < limit]
+    if below and above:
+        return None
+    if not below and not above:
+        # Flat: the nearer edge, and downwards last.
+        middle_um = 0.5 * (min(s.focus_z_um for s in sweep) + max(s.focus_z_um for s in sweep))
+        return Side.ABOVE if peak.focus_z_um >= middle_um else Side.BELOW
+    return Side.BELOW if above else Side.ABOVE
 
 
 def _begin_fine(search: FocusSearch, centre_um: float) -> FocusSearch:
@@ -339,10 +378,10 @@ def _is_passed(search: FocusSearch) -> bool:
     Height counts from the lowest sample seen, because noise alone gives every frame some sharpness.
     """
     values = [sample.sharpness.value for sample in search.sweep]
-    if len(values) < 5 or len(search.pending_z_um) == 0:
+    if len(values) < 5:
         return False
     best = max(range(len(values)), key=values.__getitem__)
-    if not search.sweep[best].sharpness.in_distribution or best > len(values) - 3:
+    if not search.sweep[best].sharpness.in_distribution or not 0 < best <= len(values) - 3:
         return False
     floor = min(values)
     if values[best] < 1.5 * floor:
