@@ -70,10 +70,11 @@ class ChipSettings(BaseModel):
     folded_fraction: Ratio = 0.06  # of the thin flakes: with a narrow line three times as thick
     empty_fraction: Ratio = 0.25  # of the chip, in patches, that the tape never touched
 
-    debris_per_mm2: Density = 60.0  # crumbs of the same crystals, under 12 um2
+    debris_per_mm2: Density = 140.0  # crumbs of the same crystals, under 30 um2
     trails_per_mm2: Density = 1.5  # lines of glue drops
     residue_per_mm2: Density = 1.2  # patches of glue
-    films_per_mm2: Density = 0.4  # of a few nm of glue, wide and ragged
+    films_per_mm2: Density = 0.4  # of about 1 nm of glue, wide and ragged
+    haze_nm: float = Field(default=0.12, ge=0.0, le=5.0)  # rms of what the air leaves everywhere
     bubbles_per_mm2: Density = 0.5
     dust_per_mm2: Density = 0.7
     scratches_per_mm2: Density = 0.12
@@ -277,7 +278,9 @@ class _Layout:
         self._flakes: list[Flake] = []
         cells = np.maximum(3, np.ceil(np.asarray(settings.size_mm) / 0.9)).astype(int)
         self._tape = self._rng["density"].random((cells[1] + 1, cells[0] + 1))
-        self._tape_cut = float(np.quantile(self._tape, settings.empty_fraction))
+        places = self._rng["density"].uniform(-self._half_um, self._half_um, (2_000, 2))
+        levels = [self._tape_level(float(x), float(y)) for x, y in places]
+        self._tape_cut = float(np.quantile(levels, settings.empty_fraction))
 
     def chip(self) -> Chip:
         outline = self._outline()
@@ -336,7 +339,8 @@ class _Layout:
             self._occupied.take(cx, cy, 1.8 * arm)
         return tuple((float(cx), float(cy)) for cx, cy in centres)
 
-    def _tape_touched(self, x: float, y: float) -> bool:
+    def _tape_level(self, x: float, y: float) -> float:
+        """A smooth random field over the chip; where it is low, the tape never touched."""
         rows, columns = self._tape.shape
         column = (x / (2.0 * self._half_um[0]) + 0.5) * (columns - 1)
         row = (y / (2.0 * self._half_um[1]) + 0.5) * (rows - 1)
@@ -345,7 +349,7 @@ class _Layout:
         v, u = row - i, column - j
         low = self._tape[i, j] * (1 - u) + self._tape[i, j + 1] * u
         high = self._tape[i + 1, j] * (1 - u) + self._tape[i + 1, j + 1] * u
-        return bool(low * (1 - v) + high * v >= self._tape_cut)
+        return float(low * (1 - v) + high * v)
 
     def _spot(
         self, rng: np.random.Generator, radius: float, gap_um: float, tries: int = 30
@@ -356,7 +360,9 @@ class _Layout:
             return None
         for _ in range(tries):
             x, y = (float(v) for v in rng.uniform(-room, room))
-            if self._tape_touched(x, y) and self._occupied.is_free(x, y, radius + gap_um):
+            if self._tape_level(x, y) >= self._tape_cut and self._occupied.is_free(
+                x, y, radius + gap_um
+            ):
                 return x, y
         return None
 
@@ -375,7 +381,7 @@ class _Layout:
                 if rng.random() < settings.thick_fraction:
                     nm = float(np.clip(np.exp(rng.normal(4.1, 0.6)), 15.0, 240.0))
                     layers = round(nm / crystal.layer_thickness_nm)
-                    area = 1.3 * settings.median_area_um2 * spread
+                    area = 2.2 * settings.median_area_um2 * spread
                 else:
                     layers = 1 + int(rng.choice(settings.max_layers, p=weights))
                     area = settings.median_area_um2 * spread
@@ -425,8 +431,10 @@ class _Layout:
             paint = Paint("crystal", thickness_nm, key)
             self._add_region(region, paint, SUBSTRATE)
             if thickness_nm > 25.0:  # a cliff throws light out of the objective's cone
-                rim = region.difference(region.buffer(-0.22))
-                self._add_region(rim, BLACK, paint, opacity=min(0.55, thickness_nm / 250.0))
+                share = min(0.7, thickness_nm / 130.0)
+                self._add_region(region.difference(region.buffer(-0.2)), BLACK, paint, share)
+                beside = region.buffer(0.5, join_style="mitre").difference(outline)
+                self._add_region(beside, BLACK, SUBSTRATE, share)
             points = np.asarray(shapely.geometry.polygon.orient(region).exterior.coords)[:-1]
             centre = (float(region.centroid.x), float(region.centroid.y))
             terraces.append(Terrace(points, count, thickness_nm, float(region.area), centre))
@@ -451,7 +459,8 @@ class _Layout:
         found: list[tuple[shapes.Polygon, int]] = []
         rest: shapely.Geometry = outline
         count, used = layers, {layers}
-        for _ in range(int(rng.poisson(settings.terraces_mean - 1.0))):
+        cuts = rng.poisson(settings.terraces_mean - 1.0 + (0.8 if is_thick else 0.0))
+        for _ in range(int(cuts)):
             angle = lattice + float(rng.integers(6)) * np.deg2rad(crystal.corner_deg)
             angle += float(rng.normal(0.0, 0.06 if rng.random() < 0.7 else 0.6))
             share = float(rng.beta(1.2, 1.2)) * 0.8 + 0.1
@@ -476,6 +485,8 @@ class _Layout:
 
     def _next_layers(self, rng: np.random.Generator, count: int, is_thick: bool) -> int:
         if is_thick:
+            if rng.random() < 0.3:  # a few layers along the edge of a block
+                return int(rng.integers(1, 25))
             share = float(rng.uniform(0.2, 0.9) if rng.random() < 0.7 else rng.uniform(1.1, 1.8))
             return max(1, min(round(count * share), 900))
         step = int(rng.geometric(0.55))
@@ -513,44 +524,57 @@ class _Layout:
                     self._specks.append(Speck(kind, *spot, radius, int(rng.integers(2**31))))
 
     def _lay_debris(self) -> None:
-        """Crumbs, most of them strewn around the flakes they broke off."""
+        """Crumbs: around the flakes they broke off, in clouds, and anywhere."""
         rng, settings = self._rng["debris"], self._settings
-        for _ in range(self._number(rng, settings.debris_per_mm2)):
+        number = self._number(rng, settings.debris_per_mm2)
+        clouds = [self._spot(rng, 5.0, gap_um=-5.0) for _ in range(1 + number // 60)]
+        centres = [cloud for cloud in clouds if cloud is not None]
+        for _ in range(number):
             key = settings.materials[int(rng.integers(len(settings.materials)))]
             crystal = settings.material(key)
-            size = float(np.clip(np.exp(rng.normal(0.1, 0.55)), 0.4, 3.0))
-            spot: tuple[float, float] | None = None
-            if self._flakes and rng.random() < 0.45:
+            size = float(np.clip(np.exp(rng.normal(0.15, 0.6)), 0.4, 4.0))
+            style = rng.random()
+            if style < 0.4 and self._flakes:
                 flake = self._flakes[int(rng.integers(len(self._flakes)))]
                 edge = flake.polygon_um[int(rng.integers(len(flake.polygon_um)))]
-                away = rng.normal(0.0, 18.0, 2)
-                x, y = float(edge[0] + away[0]), float(edge[1] + away[1])
-                if self._occupied.is_free(x, y, size + 1.0):
-                    spot = (x, y)
+                spot = self._near(rng, (float(edge[0]), float(edge[1])), 16.0, size)
+            elif style < 0.7 and centres:
+                cloud = centres[int(rng.integers(len(centres)))]
+                spot = self._near(rng, cloud, 30.0, size)
             else:
                 spot = self._spot(rng, size, gap_um=1.0, tries=4)
             if spot is None:
                 continue
             self._occupied.take(*spot, size)
-            points = shapes.drop(rng, size, corners=int(rng.integers(3, 7)))
-            squeeze = np.exp(abs(rng.normal(0.0, 0.4)))
+            points = shapes.drop(rng, size, corners=int(rng.integers(3, 8)))
+            squeeze = np.exp(abs(rng.normal(0.3, 0.5)))
             points = points * np.array([1.0, 1.0 / squeeze])
             turn = rng.uniform(0.0, np.pi)
             matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-            nm = float(np.clip(np.exp(rng.normal(2.3, 1.0)), crystal.layer_thickness_nm, 120.0))
+            nm = float(np.clip(np.exp(rng.normal(2.6, 1.0)), crystal.layer_thickness_nm, 150.0))
             layers = max(1, round(nm / crystal.layer_thickness_nm))
             paint = Paint("crystal", layers * crystal.layer_thickness_nm, key)
             self._patches.append(Patch((points @ matrix + np.asarray(spot),), paint))
+
+    def _near(
+        self, rng: np.random.Generator, point: tuple[float, float], spread_um: float, size_um: float
+    ) -> tuple[float, float] | None:
+        """A free place on the chip at about this distance; None if the one tried is taken."""
+        away = rng.normal(0.0, spread_um, 2)
+        x, y = float(point[0] + away[0]), float(point[1] + away[1])
+        is_free = self._occupied.is_free(x, y, size_um + 1.0)
+        return (x, y) if is_free and self._is_on_chip(np.array([x, y]), size_um) else None
 
     def _lay_trails(self) -> None:
         """Glue that beaded along the edge where the tape came off."""
         rng = self._rng["trails"]
         for _ in range(self._number(rng, self._settings.trails_per_mm2)):
-            length = float(np.exp(rng.normal(4.3, 0.6)))
+            length = float(np.exp(rng.normal(4.8, 0.6)))
             spot = self._spot(rng, 1.0, gap_um=0.0)
             if spot is None:
                 continue
             path = shapes.wandering_line(rng, length, 0.12, 48) + np.asarray(spot)
+            self._lay_thread(rng, path)
             for _ in range(int(rng.poisson(0.5 * length))):
                 middle = path[int(rng.integers(len(path)))] + rng.normal(0.0, 1.6, 2)
                 radius = float(np.clip(np.exp(rng.normal(-0.8, 0.5)), 0.15, 2.0))
@@ -562,6 +586,19 @@ class _Layout:
                 self._patches.append(
                     Patch((shapes.drop(rng, radius, 8) + middle,), Paint("organic", max(nm, 5.0)))
                 )
+
+    def _lay_thread(self, rng: np.random.Generator, path: Points) -> None:
+        """The line between the beads, where it has not drawn back into them."""
+        for start in range(0, len(path) - 8, 8):
+            piece = path[start : start + 9]
+            if rng.random() < 0.4 or not all(self._is_on_chip(point, 1.0) for point in piece):
+                continue
+            if not all(self._occupied.is_free(float(x), float(y), 0.5) for x, y in piece):
+                continue
+            thread = shapely.Polygon(shapes.ribbon(piece, float(rng.uniform(0.15, 0.6))))
+            self._add_region(
+                thread.buffer(0.0), Paint("organic", 5.0 * rng.integers(2, 12)), SUBSTRATE
+            )
 
     def _is_on_chip(self, point: Points, margin_um: float) -> bool:
         return bool(np.all(np.abs(point) < self._half_um - margin_um - 5.0))
@@ -577,10 +614,10 @@ class _Layout:
             ring = shapes.drop(rng, radius, 9)
             torn = [shapes.torn_line(rng, ring[i - 1], ring[i], 0.12, 4) for i in range(len(ring))]
             film = shapely.Polygon(np.concatenate(torn) + np.asarray(spot)).buffer(0.0)
-            nm = float(np.round(rng.uniform(0.4, 3.0), 1))
+            nm = float(np.round(rng.uniform(0.3, 1.6), 1))
             self._add_region(film, Paint("organic", nm), SUBSTRATE)
             rim = film.difference(film.buffer(-float(rng.uniform(0.4, 1.0))))
-            self._add_region(rim, Paint("organic", nm + 6.0), Paint("organic", nm))
+            self._add_region(rim, Paint("organic", nm + 3.0), Paint("organic", nm))
 
     def _lay_scratches(self) -> None:
         rng = self._rng["scratches"]

@@ -123,3 +123,19 @@ def _out_of_focus(grain: Map, pitch_um: float, blur_um: float) -> Map:
     core = cv2.GaussianBlur(grain, (0, 0), 0.6 * blur_um / pitch_um + 0.3)
     wide = cv2.GaussianBlur(grain, (0, 0), 2.2 * blur_um / pitch_um + 0.6)
     return np.asarray(0.9 * core + 0.22 * (wide - core), dtype=np.float32)
+
+
+HAZE_SIDE_PX = 1024
+HAZE_PITCH_UM = 0.5
+
+
+def haze(seed: int) -> Map:
+    """What the air leaves on everything: mottles of 5 to 40 um, unit rms, zero mean, periodic."""
+    rng = np.random.default_rng([seed, 0xA12])
+    frequency = np.fft.fftfreq(HAZE_SIDE_PX, HAZE_PITCH_UM)
+    radius = np.hypot(frequency[:, None], frequency[None, :])
+    power = np.exp(-((radius * 5.0) ** 2)) / (1.0 + (radius * 40.0) ** 2)
+    white = np.fft.fft2(rng.standard_normal((HAZE_SIDE_PX, HAZE_SIDE_PX)))
+    mottled = np.fft.ifft2(white * np.sqrt(power)).real
+    mottled -= mottled.mean()
+    return np.asarray(mottled / mottled.std(), dtype=np.float32)

@@ -29,7 +29,7 @@ from drivers.api import Objective, Pixels
 from simulator.chip import GROUND, SUBSTRATE, Chip, Paint
 from simulator.optics import ObjectiveOptics, OpticsSettings
 from simulator.raster import add_coverage, to_picture
-from simulator.relief import Relief, relief
+from simulator.relief import HAZE_PITCH_UM, Relief, haze, relief
 from simulator.sensor import Exposure, SensorSettings, expose
 
 Planes = npt.NDArray[np.float32]  # (3, h, w), linear light, a mirror is 1
@@ -84,6 +84,7 @@ class Renderer:
         self._palettes: dict[Objective, _Palette] = {}
         self._reliefs: dict[int, Relief] = {}
         self._light_fields: dict[tuple[Objective, tuple[int, int]], npt.NDArray[np.float32]] = {}
+        self._haze = haze(chip.settings.seed)
         self._speck_um = np.array([[s.x_um, s.y_um] for s in chip.specks]).reshape(-1, 2)
         self._speck_reach_um = np.array([2.0 * s.radius_um + 4.0 for s in chip.specks])
 
@@ -184,6 +185,7 @@ class Renderer:
             linear = cv2.INTER_LINEAR
             blurred = np.stack([cv2.resize(plane, full, interpolation=linear) for plane in blurred])
         found = blurred[:, margin : margin + h, margin : margin + w]
+        self._add_haze(found, palette, matrix, at - margin)
         stray = self._optics.stray_light_ratio
         if stray > 0.0:
             found = found + np.float32(stray)
@@ -301,6 +303,28 @@ class Renderer:
                 planes[box] *= np.moveaxis(ratio, 2, 0)
             busy[top:bottom, left:right] = 1
 
+    def _add_haze(
+        self,
+        planes: Planes,
+        palette: _Palette,
+        matrix: npt.NDArray[np.float64],
+        at: npt.NDArray[np.float64],
+    ) -> None:
+        """A film far thinner than the wavelength scales the light by its thickness, to first order.
+
+        Its mottles are wider than the blur, so it is put on afterwards.
+        """
+        rms_nm = self._chip.settings.haze_nm
+        if rms_nm == 0.0:
+            return
+        _, h, w = planes.shape
+        affine = _affine(matrix, at, HAZE_PITCH_UM, (0.0, 0.0))
+        flags, wrap = cv2.INTER_LINEAR, cv2.BORDER_WRAP
+        film = cv2.warpAffine(self._haze, affine, (w, h), flags=flags, borderMode=wrap)
+        per_nm = (palette.glue[1] - palette.glue[0]) / _GLUE_STEP_NM
+        for plane, slope in zip(planes, per_nm, strict=True):
+            plane *= 1.0 + film * np.float32(slope * rms_nm)
+
     def _smeared(
         self,
         planes: Planes,
@@ -348,13 +372,26 @@ def _placed(
         pitch_um *= values.shape[0] / side
         small = cv2.resize(values, (side, side), interpolation=cv2.INTER_AREA)
         values = np.asarray(small, dtype=np.float32)
-    # Map (column, row) -> chip (x, y up) -> canvas; canvas pixel centres lie at + 0.5.
-    linear = matrix.T @ np.diag([pitch_um, -pitch_um])
     middle = (values.shape[0] - 1) / 2.0
-    offset = np.asarray(centre_px) - 0.5 - linear @ [middle, middle]
-    affine = np.concatenate([linear, offset[:, None]], axis=1)
+    affine = _affine(matrix, np.asarray(centre_px), pitch_um, (middle, middle))
     size = (shape_px[1], shape_px[0])
     return np.asarray(cv2.warpAffine(values, affine, size, flags=cv2.INTER_LINEAR))
+
+
+def _affine(
+    matrix: npt.NDArray[np.float64],
+    at_px: npt.NDArray[np.float64],
+    pitch_um: float,
+    origin_px: tuple[float, float],
+) -> npt.NDArray[np.float64]:
+    """From a map's (column, row), y up along decreasing rows, to pixels of the canvas.
+
+    The map's pixel `origin_px` lies at `at_px`, which counts from the outer corner of the first
+    pixel, as all drawing here does; OpenCV counts from its centre.
+    """
+    linear = matrix.T @ np.diag([pitch_um, -pitch_um])
+    offset = at_px - 0.5 - linear @ np.asarray(origin_px)
+    return np.concatenate([linear, offset[:, None]], axis=1)
 
 
 def _line_kernel(path_px: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

@@ -37,7 +37,7 @@ class SensorSettings(BaseModel):
 
     bit_depth: Literal[8, 10, 12, 14, 16] = 8
     exposure_for_full_well_s: float = Field(default=0.012, gt=0.0, le=100.0)  # of a dim mirror
-    full_well_mirror_ratio: float = Field(default=0.26, gt=0.01, le=10.0)  # its reflectance
+    full_well_mirror_ratio: float = Field(default=0.42, gt=0.01, le=10.0)  # its reflectance
     full_well_e: float = Field(default=10_500.0, ge=100.0, le=1e9)
     read_noise_e: float = Field(default=7.0, ge=0.0, le=10_000.0)
     black_level_ratio: float = Field(default=0.0, ge=0.0, le=0.5)  # of the full scale

@@ -126,7 +126,8 @@ def largest(shape: shapely.Geometry) -> Polygon:
 
 def polygons(shape: shapely.Geometry) -> list[Polygon]:
     """The polygons a geometry consists of; lines and points dropped."""
-    return [part for part in shapely.get_parts(shape) if isinstance(part, shapely.Polygon)]
+    parts = shapely.get_parts(shape)
+    return [part for part in parts if isinstance(part, shapely.Polygon) and not part.is_empty]
 
 
 def half_plane(
