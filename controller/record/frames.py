@@ -30,9 +30,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, cast
@@ -42,18 +41,16 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
+from controller.errors import ControllerError
 from controller.geometry import CameraGeometry
 from controller.messages import Exposed, Point, Saved, ShotKind
-from controller.record.rundir import BadRecord, DiskFull, reading, require_free, writing
+from controller.record.rundir import BadRecord, reading, require_free, retrying, writing
 from drivers.api import Frame, Pixels
 
 ATTRIBUTES_FORMAT = 1
 OME_VERSION = "0.5"
 _SHOT_KINDS: tuple[ShotKind, ...] = ("overview", "focus", "tile", "revisit")
 _CHANNELS = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
-# An indexer or a virus scanner may hold a fresh file for a moment; only Windows minds.
-_RENAME_TRIES = 12
-_RENAME_PAUSE_S = 0.01
 
 Json: TypeAlias = dict[str, Any]
 
@@ -110,8 +107,8 @@ class FrameStore:
                 if self._is_power_safe:
                     _flush(staged)
                 if target.exists():
-                    _retrying(lambda: shutil.rmtree(target))
-                _retrying(lambda: staged.rename(target))
+                    retrying(lambda: shutil.rmtree(target))
+                retrying(lambda: staged.rename(target))
             except BaseException:
                 shutil.rmtree(staged, ignore_errors=True)
                 raise
@@ -221,9 +218,11 @@ class FrameStore:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if isinstance(exc, DiskFull):  # the listing can be made again; the reason must not be lost
+        if exc is None:
+            self.close()
             return
-        self.close()
+        with contextlib.suppress(ControllerError):  # the listing can be made again, `exc` not
+            self.close()
 
     def _check(self) -> None:
         """Refuse a folder that is not such a store."""
@@ -253,7 +252,7 @@ class FrameStore:
                 zarr.create_group(store, path=kind)
             series: Json = {"ome": {"version": OME_VERSION, "series": []}}
             zarr.create_group(store, path="OME", attributes=series)
-            _retrying(lambda: self._staging.rename(self.path))
+            retrying(lambda: self._staging.rename(self.path))
         self._staging.mkdir()
 
     def _image_path(self, shot: ShotKind, index: int) -> Path:
@@ -387,8 +386,8 @@ def write_ome_image(path: Path, levels: list[Pixels], attributes: Json, chunk_px
         try:
             _write_image(staged, levels, attributes, chunk_px=chunk_px)
             if path.exists():
-                _retrying(lambda: shutil.rmtree(path))
-            _retrying(lambda: staged.rename(path))
+                retrying(lambda: shutil.rmtree(path))
+            retrying(lambda: staged.rename(path))
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -437,19 +436,6 @@ def _reading_zarr(path: Path) -> Iterator[None]:
         raise BadRecord(path, f"cannot be read: {error.strerror or error}") from error
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise BadRecord(path, f"is damaged: {type(error).__name__}: {error}") from error
-
-
-def _retrying(act: Callable[[], object]) -> None:
-    """Do it, again if a scanner holds a file for a moment."""
-    for tried in range(1, _RENAME_TRIES + 1):
-        try:
-            act()
-        except PermissionError:
-            if tried == _RENAME_TRIES or os.name != "nt":
-                raise
-            time.sleep(_RENAME_PAUSE_S * tried)
-        else:
-            return
 
 
 def _flush(folder: Path) -> None:

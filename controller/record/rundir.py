@@ -27,7 +27,8 @@ import platform
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +46,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _RESERVED = frozenset({"CON", "PRN", "AUX", "NUL"}) | {
     f"{port}{digit}" for port in ("COM", "LPT") for digit in range(1, 10)
 }
+_RENAME_TRIES = 12
+_RENAME_PAUSE_S = 0.01
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
@@ -255,11 +258,24 @@ def write_atomically(path: Path, content: bytes, *, is_power_safe: bool = False)
                 if is_power_safe:
                     file.flush()
                     os.fsync(file.fileno())
-            partial.replace(path)
+            retrying(lambda: partial.replace(path))
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise
+
+
+def retrying(act: Callable[[], object]) -> None:
+    """Do it, on Windows again if an indexer or a virus scanner holds a fresh file for a moment."""
+    for tried in range(1, _RENAME_TRIES + 1):
+        try:
+            act()
+        except PermissionError:
+            if tried == _RENAME_TRIES or os.name != "nt":
+                raise
+            time.sleep(_RENAME_PAUSE_S * tried)
+        else:
+            return
 
 
 def _new_folder(parent: Path, stem: str) -> Path:
@@ -306,7 +322,11 @@ def _marker(path: Path) -> Marker:
 
 
 def _lock(path: Path) -> sqlite3.Connection:
-    """Hold the folder; the connection IS the lock."""
+    """Hold the folder; the connection IS the lock.
+
+    POSIX drops a process' locks on a file when ANY of its handles to it closes: nobody else in this
+    process may open `run.lock`.
+    """
     with writing(path):
         lock = sqlite3.connect(
             path / _LOCK_NAME, timeout=0.0, isolation_level=None, check_same_thread=False

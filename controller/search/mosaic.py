@@ -1,14 +1,14 @@
 """The stitched chip: tiles shrunk, laid where the stage says, evened out, blended at the seams.
 
-`MosaicBuilder.add` is cheap (about 2 ms for 1920 x 1200) and runs while the scan goes on: it only
+`MosaicBuilder.add` is cheap (about 4 ms for 1920 x 1200) and runs while the scan goes on: it only
 shrinks the tile by whole pixels and keeps that. Painting waits until many tiles are there, because
 what makes seams visible is the lamp's own unevenness, and that is measured from the tiles
 themselves: the median over tiles of each place in the image is the light, since flakes lie
 elsewhere in every tile and the substrate everywhere. A smooth surface (even up to the fourth order,
 as a lens' fall-off is) is fitted to that median, so a flake that survives it cannot print through.
 
-Memory is bounded: waiting tiles are painted when they exceed `max_waiting_mib`, and a map that
-would have more than `max_map_px` pixels is made coarser.
+Memory is bounded: when the waiting tiles exceed `max_waiting_mib` the oldest are painted, one for
+one, and a map that would have more than `max_map_px` pixels is made coarser.
 
 Neighbours are blended by a weight that falls from the tile's middle to its border. Positions are
 taken from the stage as they are: the map shows what the stage believes, it does not register.
@@ -17,7 +17,7 @@ taken from the stage as they are: the map shows what the stage believes, it does
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -104,10 +104,11 @@ class MosaicBuilder:
         self._is_flattened = is_flattened
         self._min_flat_tiles = min_flat_tiles
         self._max_waiting_bytes = max_waiting_mib * _MIB
-        self._waiting: list[_Tile] = []
+        self._waiting: deque[_Tile] = deque()
         self._waiting_bytes = 0
         # Tiles of one shape share one light.
         self._grids: dict[tuple[int, ...], list[Floats]] = defaultdict(list)
+        self._lights: dict[tuple[int, ...], tuple[int, Floats]] = {}
         self._pixels: RGB8 = np.zeros((*self.shape_px, 3), dtype=np.uint8)
         self._weights: Floats = np.zeros(self.shape_px, dtype=np.float32)
 
@@ -126,29 +127,34 @@ class MosaicBuilder:
         grids = self._grids[small.shape]
         if self._is_flattened and len(grids) < _MAX_GRIDS:
             grids.append(_light_grid(small))
-        if self._waiting_bytes > self._max_waiting_bytes:
-            self._paint()
+        while self._waiting_bytes > self._max_waiting_bytes:
+            self._paint_oldest()
 
     def build(self) -> Mosaic:
         """The map as far as it is known; more tiles may follow."""
-        self._paint()
+        while self._waiting:
+            self._paint_oldest()
         return Mosaic(
             self._pixels.copy(), self._weights > 0.0, self._x_um, self._y_um, self.um_per_px
         )
 
-    def _paint(self) -> None:
-        lights = {
-            shape: fitted_light(grids, shape[:2])
-            for shape, grids in self._grids.items()
-            if len(grids) >= self._min_flat_tiles
-        }
-        weights = {tile.pixels.shape: _hat(tile.pixels.shape) for tile in self._waiting}
-        for tile in self._waiting:
-            self._lay(tile, lights.get(tile.pixels.shape), weights[tile.pixels.shape])
-        self._waiting = []
-        self._waiting_bytes = 0
+    def _paint_oldest(self) -> None:
+        tile = self._waiting.popleft()
+        self._waiting_bytes -= tile.pixels.nbytes
+        self._lay(tile, self._light(tile.pixels.shape))
 
-    def _lay(self, tile: _Tile, light: Floats | None, weight: Floats) -> None:
+    def _light(self, shape: tuple[int, ...]) -> Floats | None:
+        """The light of tiles of one shape, measured again when a quarter more of them are known."""
+        grids = self._grids[shape]
+        if len(grids) < self._min_flat_tiles:
+            return None
+        known, light = self._lights.get(shape, (0, None))
+        if light is None or len(grids) >= 1.25 * known:
+            light = fitted_light(grids, shape[:2])
+            self._lights[shape] = (len(grids), light)
+        return light
+
+    def _lay(self, tile: _Tile, light: Floats | None) -> None:
         scale = 1.0 / self.um_per_px
         to_map = np.array([[scale, 0.0, -self._x_um * scale], [0.0, -scale, self._y_um * scale]])
         to_map = to_map @ np.vstack([tile.to_stage, [0.0, 0.0, 1.0]])  # (col, row, 1) -> map
@@ -171,7 +177,7 @@ class MosaicBuilder:
             pixels /= light
         side = (int(size[0]), int(size[1]))
         laid = cv2.warpAffine(pixels, to_map, side, borderMode=cv2.BORDER_REPLICATE)
-        share = cv2.warpAffine(weight, to_map, side, borderValue=0.0)
+        share = cv2.warpAffine(_hat(tile.pixels.shape), to_map, side, borderValue=0.0)
         window = (slice(low[1], high[1]), slice(low[0], high[0]))
         total = self._weights[window] + share
         ratio = np.divide(share, total, out=np.zeros_like(share), where=total > 0.0)

@@ -378,3 +378,14 @@ def test_a_camera_frame_is_written_fast_and_small(store):
     assert min(costs_s) < 0.035
     size = (store.path / "tile/0/0/c/0/0/0").stat().st_size
     assert size < 0.7 * taken.pixels.nbytes
+
+
+def test_the_reason_of_a_stop_is_not_lost_in_the_closing(tmp_path, monkeypatch):
+    def refuse(self):
+        raise DiskFull(self.path, 0.0, 1.0)
+
+    monkeypatch.setattr(FrameStore, "write_listing", refuse)
+    with pytest.raises(KeyError, match="first"), FrameStore(tmp_path / "f.ome.zarr"):
+        raise KeyError("first")
+    with pytest.raises(DiskFull), FrameStore(tmp_path / "f.ome.zarr"):
+        pass
