@@ -121,6 +121,7 @@ class SoftwareCamera(Generic[Latent]):
         self._exposure_s = float(exposure_s)
 
     async def trigger(self) -> int:
+        self._film.check_link()
         if self._live is not None:
             raise Refused(self._name, "trigger while it free-runs; stop_live first")
         return await self._expose()
@@ -156,6 +157,7 @@ class SoftwareCamera(Generic[Latent]):
                     task.cancel()
                     await asyncio.wait([task])
         finally:
+            self._live = None
             for number, _, _ in self._latent:
                 self._buffer.miss(number, "camera closed")
             self._latent.clear()
