@@ -21,6 +21,7 @@ Point: TypeAlias = tuple[float, float]
 Ring: TypeAlias = tuple[Point, ...]  # closed implicitly: the first point is not repeated
 ShotKind: TypeAlias = Literal["overview", "focus", "tile", "revisit"]
 Phase: TypeAlias = Literal["overview", "focus", "scan", "revisit", "report"]
+FocusPurpose: TypeAlias = Literal["overview", "seed", "track", "revisit"]
 Outcome: TypeAlias = Literal["complete", "stopped", "failed"]
 
 
@@ -136,7 +137,7 @@ class FocusMeasured:
     objective: str
     frames: int
     at_s: float
-    purpose: Literal["overview", "seed", "track", "revisit"]
+    purpose: FocusPurpose
     samples: tuple[tuple[float, float], ...] = ()  # (focus_z_um, sharpness) in order of exposure
     kind: Literal["focus_measured"] = "focus_measured"
 

@@ -281,7 +281,7 @@ def _prolonged(search: FocusSearch) -> tuple[float, ...]:
             ceiling_um = min(task.max_z_um, task.expected_z_um + reach_um)
             steps = int((ceiling_um - max(heights_um)) / step_um + 1e-9)
             highest_um = max(heights_um) + min(_MORE_STEPS, steps) * step_um
-            return _descent(highest_um, max(heights_um) + 0.5 * step_um, step_um)
+            return _descent(min(highest_um, ceiling_um), max(heights_um) + 0.5 * step_um, step_um)
         case None:
             return ()
 
@@ -369,7 +369,7 @@ def _descent(highest_um: float, lowest_um: float, step_um: float) -> tuple[float
     if highest_um < lowest_um:
         return ()
     count = int((highest_um - lowest_um) / step_um + 1e-9) + 1
-    return tuple(highest_um - i * step_um for i in range(count))
+    return tuple(max(highest_um - i * step_um, lowest_um) for i in range(count))
 
 
 def _is_passed(search: FocusSearch) -> bool:

@@ -7,16 +7,12 @@ them, then from left to right, then upwards.
 
 from __future__ import annotations
 
-import math
-
-import cv2
 import numpy as np
-from shapely.geometry import Polygon
 
-from controller.messages import CatalogueEntry, ChipFound, Point, Ring
+from controller.messages import CatalogueEntry, ChipFound, Ring
 from controller.search.exports import stage_to_chip_um
-from controller.search.merging import BoxUm, Flake, Terrace, merge, terrace_piece
-from controller.search.ranking import rank_entries
+from controller.search.merging import BoxUm, Terrace, merge, terrace_piece
+from controller.search.ranking import Ranking, rank
 from controller.search.state import SearchState
 from controller.settings import WantedSettings
 
@@ -67,19 +63,28 @@ def catalogue_of(state: SearchState, wanted: WantedSettings) -> tuple[CatalogueE
         ((terrace, flake) for flake in flakes for terrace in flake.terraces),
         key=lambda pair: (pair[0].tiles[0], round(pair[0].x_um, 1), round(pair[0].y_um, 1)),
     )
+    rankings = rank([terrace for terrace, _ in numbered], wanted)
     flake_ids: dict[int, int] = {}
-    entries = []
-    for entry_id, (terrace, flake) in enumerate(numbered, start=1):
-        flake_id = flake_ids.setdefault(id(flake), len(flake_ids) + 1)
-        entries.append(_entry(entry_id, flake_id, terrace, flake, state, state.chip))
-    return rank_entries(entries, wanted)
+    return tuple(
+        _entry(
+            entry_id,
+            flake_ids.setdefault(id(flake), len(flake_ids) + 1),
+            terrace,
+            ranking,
+            state,
+            state.chip,
+        )
+        for entry_id, ((terrace, flake), ranking) in enumerate(
+            zip(numbered, rankings, strict=True), start=1
+        )
+    )
 
 
 def _entry(
     entry_id: int,
     flake_id: int,
     terrace: Terrace,
-    flake: Flake,
+    ranking: Ranking,
     state: SearchState,
     chip: ChipFound,
 ) -> CatalogueEntry:
@@ -88,14 +93,14 @@ def _entry(
     return CatalogueEntry(
         entry_id=entry_id,
         flake_id=flake_id,
-        rank=0,
+        rank=ranking.rank,
         material=terrace.material,
         layers=terrace.layers,
         probability=dict(terrace.layer_probabilities).get(terrace.layers, 0.0),
         layer_probabilities=terrace.layer_probabilities,
         thickness_nm=terrace.thickness_nm,
         area_um2=terrace.area_um2,
-        aspect_ratio=aspect_ratio(outline),
+        aspect_ratio=min(ranking.aspect_ratio, 1e6),
         outline_um=outline,
         holes_um=tuple(_ring(ring.coords) for ring in terrace.polygon.interiors),
         stage_x_um=terrace.x_um,
@@ -114,11 +119,3 @@ def _entry(
 def _ring(coords: object) -> Ring:
     points = np.asarray(coords, dtype=np.float64)[:-1, :2]
     return tuple((round(float(x), 3), round(float(y), 3)) for x, y in points)
-
-
-def aspect_ratio(outline: tuple[Point, ...]) -> float:
-    """Longest over shortest side of the smallest enclosing rectangle, >= 1."""
-    if len(outline) < 3 or Polygon(outline).area <= 0.0:
-        return 1.0
-    (_, (a, b), _) = cv2.minAreaRect(np.asarray(outline, dtype=np.float32) - outline[0])
-    return float(max(a, b) / max(min(a, b), 1e-3)) if math.isfinite(a * b) else 1.0

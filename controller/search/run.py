@@ -38,7 +38,7 @@ from controller.errors import (
     StreamError,
     UnsafeCommand,
 )
-from controller.focusing.loop import FocusResult, focus_once
+from controller.focusing.loop import FocusResult, autofocus
 from controller.focusing.policy import FocusTask
 from controller.focusing.surface import FocusPoint, FocusSurface
 from controller.geometry import (
@@ -57,6 +57,7 @@ from controller.messages import (
     Exposed,
     Fact,
     FocusMeasured,
+    FocusPurpose,
     FramesMissing,
     Outcome,
     Phase,
@@ -518,7 +519,7 @@ class Search:
 
     async def _autofocus(
         self,
-        purpose: str,
+        purpose: FocusPurpose,
         x_um: float,
         y_um: float,
         expected_z_um: float,
@@ -538,17 +539,14 @@ class Search:
             settings=self._settings.focus.sweep,
         )
 
-        async def move(z_um: float) -> None:
-            await self._motion.move_focus_um(z_um, "focus")
-
         async def observe() -> Frame:
             exposure = await self._expose("focus")
             return await self._stream.frame(
                 exposure.number, self._settings.camera.frame_timeout_s, exposure.settled_at_s
             )
 
-        result = await focus_once(
-            task, move, observe, self._eyes.sharpness, self._eyes.estimator, self._analyst
+        result = await autofocus(
+            task, self._motion, observe, self._eyes.sharpness, self._eyes.estimator, source="focus"
         )
         self._autofocus_runs += 1
         estimate = result.estimate
@@ -556,18 +554,18 @@ class Search:
             FocusMeasured(
                 stage_x_um=x_um,
                 stage_y_um=y_um,
-                focus_z_um=estimate.focus_z_um,
-                sigma_um=estimate.sigma_um,
-                is_confident=estimate.is_confident,
-                reason=estimate.reason,
+                focus_z_um=result.focus_z_um,
+                sigma_um=0.0 if estimate is None else estimate.sigma_um,
+                is_confident=result.is_focused,
+                reason=result.reason,
                 objective=objective.name,
-                frames=len(result.samples),
+                frames=result.frames,
                 at_s=self._now_s(),
-                purpose=purpose,  # type: ignore[arg-type]
-                samples=tuple((s.focus_z_um, s.sharpness.value) for s in result.samples),
+                purpose=purpose,
+                samples=tuple((r.focus_z_um, r.sharpness.value) for r in result.records),
             )
         )
-        if estimate.is_confident:
+        if result.is_focused:
             self._believe(self._state.focus_points[-1])
         return result
 
@@ -709,9 +707,9 @@ class Search:
             result = await self._autofocus(
                 "overview", at_x_um, at_y_um, start_z_um, settings.start_sigma_um
             )
-            if result.estimate.is_confident:
+            if result.is_focused:
                 return
-            reasons.append(result.estimate.reason)
+            reasons.append(result.reason)
         raise SearchFailed(f"no focus at {len(reasons)} places; the last: {reasons[-1]}")
 
     async def _go(self, x_um: float, y_um: float, objective: Objective) -> None:
@@ -763,11 +761,11 @@ class Search:
             z_um, sigma_um = self._expected_z_um(tile.x_um, tile.y_um, objective)
             result = await self._autofocus("seed", tile.x_um, tile.y_um, z_um, sigma_um)
             failed.add(tile.index)
-            if result.estimate.is_confident:
+            if result.is_focused:
                 seeded += 1
                 self._watcher.step("focus", seeded, self._now_s())
             else:
-                self._post(Skipped(f"focus seed at tile {tile.index}", result.estimate.reason))
+                self._post(Skipped(f"focus seed at tile {tile.index}", result.reason))
 
     def _plan_scan(self, objective: Objective) -> None:
         settings = self._settings.scan
@@ -892,8 +890,8 @@ class Search:
         z_um, sigma_um = self._expected_z_um(tile.x_um, tile.y_um, objective)
         result = await self._autofocus("track", tile.x_um, tile.y_um, z_um, sigma_um)
         self._tiles_since_focus = 0
-        if not result.estimate.is_confident:
-            self._post(Skipped(f"focus tracking at tile {tile.index}", result.estimate.reason))
+        if not result.is_focused:
+            self._post(Skipped(f"focus tracking at tile {tile.index}", result.reason))
 
     # --- revisit ---------------------------------------------------------------------------
 
@@ -954,10 +952,8 @@ class Search:
             if attempt == 0:
                 z_um, sigma_um = self._expected_z_um(x_um, y_um, objective)
                 focused = await self._autofocus("revisit", x_um, y_um, z_um, sigma_um)
-                if not focused.estimate.is_confident:
-                    self._post(
-                        Skipped(f"focus at revisit of {entry.entry_id}", focused.estimate.reason)
-                    )
+                if not focused.is_focused:
+                    self._post(Skipped(f"focus at revisit of {entry.entry_id}", focused.reason))
             if not await (await self._take("revisit", index)):
                 continue
             revisited = _judged(entry, state.analysed["revisit", index], index, (x_um, y_um))

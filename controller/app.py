@@ -1,0 +1,423 @@
+"""The composition root: the only file that chooses drivers, detectors and clocks by name.
+
+Everything else is handed what it works with. What a command of the command line does, from the
+settings to the printed result, is one function here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+from shapely.geometry import Polygon
+
+from controller import figures
+from controller.errors import BadSettings
+from controller.messages import CatalogueEntry, Phase, RunStarted
+from controller.geometry import CameraGeometry
+from controller.record import rundir
+from controller.record.frames import FrameStore
+from controller.record.journal import Journal
+from controller.search.conclude import conclude
+from controller.search.report import Ladder, TruthRow
+from controller.search.run import Search, SearchResult
+from controller.search.scorecard import Scorecard, TruthTerrace, score
+from controller.search.state import SearchState, advance, folded
+from controller.settings import Settings, load_toml, validated
+from drivers.api import Instrument, Objective, Pixels
+from drivers.replay import ReplayMicroscope, ReplaySettings
+from inference.api import (
+    Calibration,
+    FlakeDetector,
+    FocusEstimator,
+    SharpnessMeasure,
+)
+from inference.flakes import ladder as ladders
+from inference.flakes.calibration import nominal_calibration
+from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, calibrate
+from inference.focus.gradient import GradientSharpness
+from inference.focus.parabola import InverseParabola
+from simulator.clock import VirtualTimeLoop
+from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
+
+# --- what runs -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PhysicsEyes:
+    """Focus by sharpness and parabola, flakes by thin-film physics: no training."""
+
+    settings: DetectorSettings
+    sharpness: SharpnessMeasure = field(default_factory=GradientSharpness)
+    estimator: FocusEstimator = field(default_factory=InverseParabola)
+
+    def _for(self, objective: Objective) -> DetectorSettings:
+        return self.settings.model_copy(
+            update={"numerical_aperture": objective.numerical_aperture}
+        )
+
+    def detector(self, objective: Objective, calibration: Calibration | None) -> FlakeDetector:
+        """The colours that this lens should show, under the fitted or the nominal calibration."""
+        return PhysicsDetector(self._for(objective), calibration)
+
+    def calibrate(
+        self, images: Sequence[Pixels], objective: Objective, bit_depth: int
+    ) -> Calibration | None:
+        """The commonest substrate's calibration; None: there was nothing to fit on."""
+        fitted = calibrate(images, self._for(objective), objective.pixel_size_nm, bit_depth)
+        return fitted[0].calibration if fitted else None
+
+
+def open_instrument(settings: Settings, file: str) -> Instrument:
+    """The instrument that `[instrument] driver` names; nothing is moved yet."""
+    options = settings.instrument.options()
+    match settings.instrument.driver:
+        case "simulated_optical":
+            return SimulatedMicroscope(
+                validated(MicroscopeSettings, options, file, prefix="instrument")
+            )
+        case "replay":
+            replay = validated(ReplaySettings, options, file, prefix="instrument")
+            return ReplayMicroscope(replay)
+
+
+def loop_factory(settings: Settings, file: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The clock that `[run] clock` names."""
+    if settings.run.clock == "virtual":
+        if settings.instrument.driver not in {"simulated_optical", "replay"}:
+            raise BadSettings(file, "run.clock", "'virtual'", "'real' with a real instrument")
+        return VirtualTimeLoop
+    return asyncio.new_event_loop
+
+
+def overridden(tables: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Settings with `KEY=VALUE` words applied; VALUE is TOML, or a bare string."""
+    for word in overrides:
+        key, is_pair, text = word.partition("=")
+        if not is_pair or not key.strip():
+            raise BadSettings("--set", key, word, "KEY=VALUE, for instance scan.max_tiles=20")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *path, last = key.strip().split(".")
+        table = tables
+        for part in path:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise BadSettings("--set", key, word, f"a key inside a table; {part} is none")
+        table[last] = value
+    return tables
+
+
+# --- scopeloop search ----------------------------------------------------------------------
+
+
+def start_search(
+    config: Path,
+    console: Console,
+    *,
+    seed: int | None = None,
+    out: Path | None = None,
+    overrides: Iterable[str] = (),
+) -> int:
+    """Begin a new run; returns the exit status."""
+    tables, text = load_toml(config)
+    words = list(overrides)
+    if seed is not None:
+        words += [f"instrument.seed={seed}", f"instrument.chip.seed={seed}"]
+    tables = overridden(tables, words)
+    settings = validated(Settings, tables, str(config))
+    detector = validated(DetectorSettings, settings.detector, str(config), prefix="detector")
+    instrument = open_instrument(settings, str(config))
+    factory = loop_factory(settings, str(config))
+    changed = "".join(f"\n# --set {word}" for word in words)
+    # Relative paths in the file mean: from where the command was given.
+    parent = out or Path(settings.run.output_dir)
+    with rundir.create(parent, settings.run.name, min_free_gib=settings.run.min_free_gib) as run:
+        run.write_settings(text + changed + "\n")
+        return _search(run, settings, detector, instrument, factory, console)
+
+
+def resume_search(folder: Path, console: Console) -> int:
+    """Go on with a run that was stopped or cut off."""
+    with rundir.open_existing(folder) as run:
+        tables, text = load_toml(run.settings_path)
+        words = [
+            line.removeprefix("# --set ")
+            for line in text.splitlines()
+            if line.startswith("# --set ")
+        ]
+        settings = validated(Settings, overridden(tables, words), str(run.settings_path))
+        detector = validated(
+            DetectorSettings, settings.detector, str(run.settings_path), prefix="detector"
+        )
+        instrument = open_instrument(settings, str(run.settings_path))
+        factory = loop_factory(settings, str(run.settings_path))
+        return _search(run, settings, detector, instrument, factory, console)
+
+
+def _search(
+    run: rundir.RunDir,
+    settings: Settings,
+    detector: DetectorSettings,
+    instrument: Instrument,
+    factory: Callable[[], asyncio.AbstractEventLoop],
+    console: Console,
+) -> int:
+    geometry = CameraGeometry(
+        settings.camera.rotation_deg, settings.camera.flip_x, settings.camera.flip_y
+    )
+    with (
+        Journal(run.journal_path) as journal,
+        FrameStore(
+            run.frames_path, geometry=geometry, min_free_gib=settings.run.min_free_gib
+        ) as frames,
+    ):
+        state = folded(journal.replay())
+        started = RunStarted(
+            run_id=run.path.name,
+            name=settings.run.name,
+            settings_toml=run.settings_path.read_text(encoding="utf-8"),
+            versions={**figures.versions(), "python": platform.python_version()},
+            instrument=dict(instrument.describe()),
+            started_at_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            session=len(state.sessions),
+        )
+        journal.append([started])
+        advance(state, started)
+        console.print(f"run [bold]{run.path}[/]")
+        with SearchProgress(console, settings.run.clock) as progress:
+            search = Search(
+                settings,
+                instrument,
+                PhysicsEyes(detector),
+                state,
+                journal,
+                frames,
+                progress,
+            )
+            try:
+                with asyncio.Runner(loop_factory=factory) as runner:
+                    result = runner.run(search.run())
+            except KeyboardInterrupt:
+                console.print(
+                    "[yellow]stopped; everything taken is kept. Go on with[/]\n"
+                    f"  scopeloop search --resume {run.path}"
+                )
+                return 130
+            card: list[Scorecard] = []
+
+            def truth(entries: tuple[CatalogueEntry, ...]) -> tuple[TruthRow, ...]:
+                card.append(scorecard(entries, state, settings, instrument))
+                return tuple(
+                    TruthRow(row.material, row.layers, row.present, row.found, row.false)
+                    for row in card[0].rows
+                )
+
+            is_simulated = isinstance(instrument, SimulatedMicroscope)
+            entries = conclude(
+                state,
+                settings,
+                run,
+                frames,
+                instrument.turret.objectives,
+                instrument.camera.shape_px,
+                report_ladders(detector, state),
+                truth if is_simulated else None,
+                progress.note,
+            )
+        print_result(console, settings, state, entries, result, card[0] if card else None)
+        console.print(f"report [bold]{run.report_path}[/]")
+    return 0
+
+
+def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladder]:
+    """The contrast curves that the report draws behind every measured colour."""
+    fitted = state.calibration
+    calibration = nominal_calibration(detector.oxide_nm)
+    if fitted is not None:
+        calibration = Calibration(
+            fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source
+        )
+    curves = []
+    for material in detector.materials:
+        curve = ladders.ladder(material, calibration, detector.optics)
+        layers = np.asarray(curve.thickness_layers, dtype=np.float64)
+        shown = layers <= 12.0
+        curves.append(
+            Ladder(material, layers[shown], np.asarray(curve.contrast_rgb, np.float64)[shown])
+        )
+    return curves
+
+
+def scorecard(
+    entries: Sequence[CatalogueEntry],
+    state: SearchState,
+    settings: Settings,
+    instrument: Instrument,
+) -> Scorecard:
+    """The catalogue against what the simulated chip really carries, where tiles looked.
+
+    A terrace counts when the scanned area shows all of it.
+    """
+    if not isinstance(instrument, SimulatedMicroscope):
+        raise TypeError("only a simulated instrument knows the truth")
+    chip = instrument.truth().chip
+    terraces: list[TruthTerrace] = []
+    if chip is not None and state.scan is not None:
+        seen = scanned_area(state)
+        for flake in chip.truth().flakes:
+            for terrace in flake.terraces:
+                shape = Polygon(chip.chip_to_stage_um(terrace.polygon_um))
+                shape = shape if shape.is_valid else shape.buffer(0)
+                if seen.contains(shape):
+                    terraces.append(TruthTerrace(flake.material, terrace.layers, shape))
+    wanted = settings.wanted
+    kept = [e for e in entries if e.score >= wanted.min_score]
+    return score(kept, terraces, wanted.materials, wanted.layers, wanted.min_area_um2)
+
+
+def scanned_area(state: SearchState) -> Any:
+    """Union of the fields that were scanned."""
+    from shapely import unary_union
+    from shapely.geometry import box
+
+    from controller.search.entries import tile_boxes_um
+
+    boxes = tile_boxes_um(state)
+    return unary_union([box(*boxes[i]) for shot, i in state.analysed if shot == "tile"])
+
+
+def print_result(
+    console: Console,
+    settings: Settings,
+    state: SearchState,
+    entries: Sequence[CatalogueEntry],
+    result: SearchResult,
+    card: Scorecard | None,
+) -> None:
+    """The closing table."""
+    finished = result.finished
+    table = Table(title="what was found", title_justify="left")
+    table.add_column("material")
+    table.add_column("layers", justify="right")
+    table.add_column(f"entries >= {settings.wanted.min_area_um2:g} um²", justify="right")
+    if card is not None:
+        for heading in ("on the chip", "found", "missed", "false", "recall", "precision"):
+            table.add_column(heading, justify="right")
+        for row in card.rows:
+            table.add_row(
+                row.material,
+                str(row.layers),
+                str(row.entries),
+                str(row.present),
+                str(row.found),
+                str(row.missed),
+                str(row.false),
+                "-" if row.recall is None else f"{row.recall:.3f}",
+                "-" if row.precision is None else f"{row.precision:.3f}",
+            )
+    else:
+        for material in settings.wanted.materials:
+            for layers in settings.wanted.layers:
+                count = sum(
+                    (e.material, e.layers) == (material, layers)
+                    and e.area_um2 >= settings.wanted.min_area_um2
+                    and e.score >= settings.wanted.min_score
+                    for e in entries
+                )
+                table.add_row(material, str(layers), str(count))
+    console.print(table)
+    if finished.scan_s > 0.0:
+        per_min = 60.0 * finished.tiles / finished.scan_s
+        share = finished.scan_bound_s / finished.scan_s
+        console.print(
+            f"{finished.tiles} tiles at {per_min:.0f} tiles/min on the instrument's clock, "
+            f"{100 * share:.1f} % of the scan-time bound "
+            f"(moves, settling and exposures alone: {finished.scan_bound_s:.1f} s "
+            f"of {finished.scan_s:.1f} s); waited {result.stalled_s:.2f} s for disk or detector"
+        )
+    console.print(
+        f"{finished.autofocus_runs} autofocus runs, {len(state.revisited)} flakes revisited, "
+        f"{finished.frames_received} frames, {finished.frames_missing} missing, "
+        f"{finished.frames_unaccounted} unaccounted for"
+    )
+    if card is not None and card.position_rms_um is not None:
+        console.print(
+            f"positions of found terraces: {card.position_rms_um:.2f} um RMS from the truth; "
+            f"{card.duplicates} duplicates"
+        )
+
+
+class _Rate(ProgressColumn):
+    """Steps a minute on the instrument's clock."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.fields.get("per_min")
+        return Text("" if not rate else f"{rate:.0f}/min", style="cyan")
+
+
+class SearchProgress:
+    """A bar that names the phase, the rate and the time left; a `Watcher`."""
+
+    def __init__(self, console: Console, clock: str) -> None:
+        self._clock = clock
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: Any = None
+        self._began: tuple[int, float | None] = (0, None)
+
+    def __enter__(self) -> SearchProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def phase(self, phase: Phase, total: int, done: int) -> None:
+        """Begin a bar."""
+        self._task = self._progress.add_task(f"{phase:9s}", total=total, completed=done)
+        self._began = (done, None)
+
+    def step(self, phase: Phase, done: int, at_s: float) -> None:  # noqa: ARG002
+        """Move it."""
+        done_before, began_s = self._began
+        if began_s is None:
+            self._began = (done, at_s)
+        rate = None
+        if began_s is not None and at_s > began_s:
+            rate = 60.0 * (done - done_before) / (at_s - began_s)
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, per_min=rate)
+
+    def note(self, text: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(f"[dim]{text}[/]", highlight=False)
