@@ -25,8 +25,10 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 from pydantic import BaseModel, ConfigDict, Field
 from shapely import affinity
@@ -35,7 +37,8 @@ from shapely.strtree import STRtree
 
 from controller.messages import Piece
 
-BoxUm = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max on the stage
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+BoxUm: TypeAlias = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max on the stage
 
 
 class MergingSettings(BaseModel):
@@ -153,6 +156,7 @@ def merge_terraces(
     for (a, b), (dx_um, dy_um) in links.items():
         shifts[a][b] = (dx_um, dy_um)
         shifts[b][a] = (-dx_um, -dy_um)
+    coverage = _Coverage(tile_boxes_um)
     terraces = []
     seen: set[int] = set()
     for i in range(len(pieces)):
@@ -160,7 +164,7 @@ def merge_terraces(
             continue
         offsets = _offsets(i, shifts)
         seen.update(offsets)
-        terraces.append(_unite(pieces, offsets, tile_boxes_um, settings))
+        terraces.append(_unite(pieces, offsets, coverage, settings))
     return tuple(terraces)
 
 
@@ -234,34 +238,117 @@ def _same_terrace(
 ) -> tuple[float, float] | None:
     """Return the shift that brings b onto a if they are one terrace, else None."""
     jitter_um = settings.jitter_um
-    # Widened by the jitter, because neither border lies quite where the stage says.
-    shared = box_a.intersection(box_b).buffer(jitter_um, join_style="mitre")
-    if shared.is_empty:
-        return None
-    part_a, part_b = a.polygon.intersection(shared), b.polygon.intersection(shared)
-    if part_a.is_empty or part_b.is_empty:
-        return None
-    shift_um = _shift_um(part_a, part_b, jitter_um)
-    moved_b = affinity.translate(part_b, *shift_um)
-    common = part_a.intersection(moved_b).area
-    union = part_a.area + moved_b.area - common
-    if union > 0 and common / union >= settings.least_iou:
+    shift_um = _shift_um(a, b, box_a, box_b, jitter_um)
+    moved_b = affinity.translate(b.polygon, *shift_um)
+    shared = box_a.intersection(affinity.translate(box_b, *shift_um))
+    part_a, part_b = a.polygon.intersection(shared), moved_b.intersection(shared)
+    common_um2 = part_a.intersection(part_b).area
+    union_um2 = part_a.area + part_b.area - common_um2
+    if union_um2 > 0 and common_um2 / union_um2 >= settings.least_iou:
         return shift_um
     if (a.material, a.layers) != (b.material, b.layers):
         return None
-    if not (a.touches_border or b.touches_border):
-        return None
-    least = min(part_a.area, moved_b.area)
-    if least > 0 and common / least >= settings.least_cover:
+    # A cut piece that lies on its neighbour, give or take what the stage is out.
+    for cut, part, other in ((a, part_a, moved_b), (b, part_b, a.polygon)):
+        if cut.touches_border and part.area > 0:
+            cover = part.intersection(other.buffer(jitter_um)).area / part.area
+            if cover >= settings.least_cover:
+                return shift_um
+    if a.touches_border and b.touches_border and _is_opposite(a.polygon, moved_b, box_a, box_b):
         return shift_um
     return None
 
 
-def _shift_um(part_a: Polygon, part_b: Polygon, most_um: float) -> tuple[float, float]:
-    dx_um = part_a.centroid.x - part_b.centroid.x
-    dy_um = part_a.centroid.y - part_b.centroid.y
-    length_um = math.hypot(dx_um, dy_um)
-    return (dx_um, dy_um) if length_um <= most_um else (0.0, 0.0)
+def _is_opposite(a: Polygon, b: Polygon, box_a: Polygon, box_b: Polygon) -> bool:
+    """Say whether two pieces end at the border between two tiles beside each other.
+
+    For tiles that hardly overlap: along the border, most of the shorter end faces the other.
+    """
+    ax0, ay0, ax1, ay1 = box_a.bounds
+    bx0, by0, bx1, by1 = box_b.bounds
+    width_um = min(ax1, bx1) - max(ax0, bx0)
+    height_um = min(ay1, by1) - max(ay0, by0)
+    near_um = max(2.0 * a.distance(b), 2.0)
+    if width_um < height_um:  # the border runs along y
+        border = box(min(ax1, bx1) - near_um, ay0, max(ax0, bx0) + near_um, ay1)
+        axis = 1
+    else:
+        border = box(ax0, min(ay1, by1) - near_um, ax1, max(ay0, by0) + near_um)
+        axis = 0
+    end_a, end_b = a.intersection(border), b.intersection(border)
+    if end_a.is_empty or end_b.is_empty or min(width_um, height_um) > 2.0 * near_um:
+        return False
+    from_um = max(end_a.bounds[axis], end_b.bounds[axis])
+    to_um = min(end_a.bounds[axis + 2], end_b.bounds[axis + 2])
+    shorter_um = min(
+        end_a.bounds[axis + 2] - end_a.bounds[axis], end_b.bounds[axis + 2] - end_b.bounds[axis]
+    )
+    return bool(to_um - from_um >= 0.5 * shorter_um)
+
+
+def _shift_um(
+    a: TerracePiece, b: TerracePiece, box_a: Polygon, box_b: Polygon, most_um: float
+) -> tuple[float, float]:
+    """Estimate by how much b must move to lie on a; (0, 0) where nothing speaks for a shift."""
+    if not (a.touches_border or b.touches_border):
+        centre_a, centre_b = a.polygon.centroid, b.polygon.centroid
+        dx_um, dy_um = centre_a.x - centre_b.x, centre_a.y - centre_b.y
+    else:
+        dx_um, dy_um = _outline_shift_um(a.polygon, b.polygon, box_a, box_b, most_um)
+    is_believable = math.hypot(dx_um, dy_um) <= most_um
+    return (dx_um, dy_um) if is_believable else (0.0, 0.0)
+
+
+def _outline_shift_um(
+    a: Polygon, b: Polygon, box_a: Polygon, box_b: Polygon, most_um: float
+) -> tuple[float, float]:
+    """Bring the outlines that both tiles show onto each other, as far as they determine it.
+
+    Points on b's outline, away from where a border cut it, are drawn to the nearest point of a's
+    (iterated closest points, with distances along the normal: Chen and Medioni 1992). A straight
+    edge fixes only the direction across it, and nothing is done along it.
+    """
+    shared = box_a.intersection(box_b)
+    inner = shared.buffer(-1.5 * most_um, join_style="mitre")
+    if inner.is_empty:
+        return 0.0, 0.0
+    points, normals = _outline_points(b, 1.0)
+    seen = shapely.contains_xy(inner, points[:, 0], points[:, 1])
+    points, normals = points[seen], normals[seen]
+    outline = shapely.boundary(a)
+    shift = np.zeros(2)
+    if len(points) < 4:
+        return 0.0, 0.0
+    for _ in range(6):
+        lines = shapely.shortest_line(shapely.points(points + shift), outline)
+        gap = shapely.get_coordinates(lines).reshape(-1, 2, 2)
+        gap = gap[:, 1] - gap[:, 0]  # (n, 2) from b's outline to a's
+        near = np.hypot(gap[:, 0], gap[:, 1]) <= 2.0 * most_um
+        if np.count_nonzero(near) < 4:
+            return 0.0, 0.0
+        across = normals[near]
+        normal_matrix = across.T @ across + 0.05 * len(across) * np.eye(2)
+        step = np.linalg.solve(normal_matrix, across.T @ np.sum(across * gap[near], axis=1))
+        shift = shift + step
+        if np.hypot(step[0], step[1]) < 0.02:
+            break
+    return float(shift[0]), float(shift[1])
+
+
+def _outline_points(polygon: Polygon, spacing_um: float) -> tuple[FloatArray, FloatArray]:
+    """Points along the outer outline, at most 200, and the unit normals there; (n, 2) each."""
+    corners = shapely.get_coordinates(polygon.exterior)
+    edges = np.diff(corners, axis=0)
+    lengths_um = np.hypot(edges[:, 0], edges[:, 1])
+    keep = lengths_um > 0
+    corners, edges, lengths_um = corners[:-1][keep], edges[keep], lengths_um[keep]
+    ends_um = np.cumsum(lengths_um)
+    count = int(np.clip(ends_um[-1] / spacing_um, 12, 200))
+    along_um = (np.arange(count) + 0.5) * ends_um[-1] / count
+    which = np.minimum(np.searchsorted(ends_um, along_um, side="right"), len(edges) - 1)
+    unit = edges[which] / lengths_um[which, None]
+    points = corners[which] + unit * (along_um - (ends_um - lengths_um)[which])[:, None]
+    return points, np.column_stack([unit[:, 1], -unit[:, 0]])
 
 
 def _offsets(
@@ -284,36 +371,13 @@ def _offsets(
 def _unite(
     pieces: Sequence[TerracePiece],
     offsets: Mapping[int, tuple[float, float]],
-    tile_boxes_um: Mapping[int, BoxUm],
+    coverage: _Coverage,
     settings: MergingSettings,
 ) -> Terrace:
     indices = sorted(offsets)
     members = [pieces[i] for i in indices]
-    whole = [i for i in indices if not pieces[i].touches_border]
-    if whole:
-        best = max(whole, key=lambda i: (pieces[i].sharpness, pieces[i].area_um2, -i))
-        centroids = np.array([pieces[i].polygon.centroid.coords[0] for i in whole])
-        mean_x_um, mean_y_um = centroids.mean(axis=0)
-        own = pieces[best].polygon.centroid
-        polygon = affinity.translate(
-            pieces[best].polygon, float(mean_x_um - own.x), float(mean_y_um - own.y)
-        )
-        area_um2 = pieces[best].area_um2
-    else:
-        seen_um2 = np.array([piece.polygon.area for piece in members])
-        weight = seen_um2 / max(float(seen_um2.sum()), 1e-12)
-        mean_x_um = float(sum(w * offsets[i][0] for w, i in zip(weight, indices, strict=True)))
-        mean_y_um = float(sum(w * offsets[i][1] for w, i in zip(weight, indices, strict=True)))
-        moved = [
-            affinity.translate(
-                pieces[i].polygon, offsets[i][0] - mean_x_um, offsets[i][1] - mean_y_um
-            )
-            for i in indices
-        ]
-        united = _largest(_closed(shapely.union_all(moved), settings.jitter_um))
-        polygon = united if united is not None else members[0].polygon
-        grain = sum(piece.area_um2 for piece in members) / max(float(seen_um2.sum()), 1e-12)
-        area_um2 = polygon.area * grain
+    outline = _whole_outline(members) or _joined_outline(members, indices, offsets, settings)
+    polygon, area_um2, is_whole = outline
     labels = _labels(members)
     material, layers = labels[0][0]
     spoken = [p for p in members if (p.material, p.layers) == (material, layers)] or members
@@ -324,7 +388,7 @@ def _unite(
         polygon=polygon,
         x_um=centroid.x,
         y_um=centroid.y,
-        area_um2=float(area_um2),
+        area_um2=area_um2,
         material=material,
         layers=layers,
         layer_probabilities=tuple((n, p) for (m, n), p in labels if m == material),
@@ -333,10 +397,50 @@ def _unite(
         off_ladder=float(np.dot(share, [p.off_ladder for p in spoken])),
         score=float(np.dot(share, [p.score for p in spoken])),
         sharpness=max(p.sharpness for p in members),
-        is_cut=not whole and _is_cut(polygon, tile_boxes_um, settings),
+        is_cut=not is_whole and coverage.ends_at(polygon, settings.jitter_um),
         pieces=tuple(indices),
         tiles=tuple(sorted({p.tile_index for p in members})),
     )
+
+
+def _whole_outline(members: Sequence[TerracePiece]) -> tuple[Polygon, float, bool] | None:
+    """Take a terrace from a tile that shows it whole, at the mean of where such tiles put it."""
+    whole = [p for p in members if not p.touches_border]
+    if not whole:
+        return None
+    best = max(whole, key=lambda p: (p.sharpness, p.area_um2))
+    # A piece that others outgrow is no whole one: its tile lost the rest to dust or to shading.
+    if max(p.polygon.area for p in members) > 1.25 * best.polygon.area:
+        return None
+    # Cut pieces have their centroid elsewhere.
+    alike = [p for p in whole if abs(p.polygon.area / best.polygon.area - 1.0) < 0.1]
+    mean_um = np.mean([p.polygon.centroid.coords[0] for p in alike], axis=0)
+    own = best.polygon.centroid
+    polygon = affinity.translate(best.polygon, float(mean_um[0] - own.x), float(mean_um[1] - own.y))
+    return polygon, best.area_um2, True
+
+
+def _joined_outline(
+    members: Sequence[TerracePiece],
+    indices: Sequence[int],
+    offsets: Mapping[int, tuple[float, float]],
+    settings: MergingSettings,
+) -> tuple[Polygon, float, bool]:
+    """Unite pieces, brought to each other, at the mean of where their tiles put them."""
+    seen_um2 = np.array([piece.polygon.area for piece in members])
+    total_um2 = max(float(seen_um2.sum()), 1e-12)
+    offset_um = np.array([offsets[i] for i in indices])
+    mean_um = seen_um2 @ offset_um / total_um2
+    moved = [
+        affinity.translate(piece.polygon, float(x_um), float(y_um))
+        for piece, (x_um, y_um) in zip(members, offset_um - mean_um, strict=True)
+    ]
+    united = shapely.union_all(moved)
+    if len(members) > 1:
+        united = _closed(united, settings.jitter_um)
+    polygon = _largest(united) or members[0].polygon
+    grain = sum(piece.area_um2 for piece in members) / total_um2  # mask over outline
+    return polygon, float(polygon.area * grain), False
 
 
 def _labels(members: Sequence[TerracePiece]) -> list[tuple[tuple[str, int], float]]:
@@ -352,9 +456,7 @@ def _labels(members: Sequence[TerracePiece]) -> list[tuple[tuple[str, int], floa
     return [(label, vote / total) for label, vote in ranked]
 
 
-def _weighted_rgb(
-    share: np.ndarray[tuple[int], np.dtype[np.float64]], spoken: Sequence[TerracePiece]
-) -> tuple[float, float, float]:
+def _weighted_rgb(share: FloatArray, spoken: Sequence[TerracePiece]) -> tuple[float, float, float]:
     red, green, blue = share @ np.array([p.contrast_rgb for p in spoken])
     return float(red), float(green), float(blue)
 
@@ -373,7 +475,13 @@ def _largest(shape: shapely.Geometry) -> Polygon | None:
     return max(flat, key=lambda p: p.area) if flat else None
 
 
-def _is_cut(
-    polygon: Polygon, tile_boxes_um: Mapping[int, BoxUm], settings: MergingSettings
-) -> bool:
-    return True
+class _Coverage:
+    """What the tiles have seen together, in the stage's own belief."""
+
+    def __init__(self, tile_boxes_um: Mapping[int, BoxUm]) -> None:
+        self._rim = shapely.boundary(shapely.union_all([box(*b) for b in tile_boxes_um.values()]))
+        shapely.prepare(self._rim)
+
+    def ends_at(self, polygon: Polygon, within_um: float) -> bool:
+        """Say whether a polygon reaches the rim, beyond which nothing was seen."""
+        return bool(shapely.dwithin(self._rim, polygon, within_um))
