@@ -367,14 +367,17 @@ def test_a_pyramid_replaces_the_one_before(tmp_path):
 
 
 def test_a_camera_frame_is_written_fast_and_small(store):
-    """Budget 35 ms and less than 0.7 of the raw size; 13 ms and 0.59 on 2 quiet cores EPYC."""
+    """Budget 35 ms, 0.7 of the raw size; 13 ms and 0.59 on 2 quiet cores EPYC.
+
+    CPU time, because the machine may be busy with something else.
+    """
     noise = np.random.default_rng(0).normal(140.0, 2.7, (1200, 1920, 3))
     taken = Frame(noise.astype(np.uint8), 0, 0.0, 0.01, POSE, 250.0, 8)
     costs_s = []
     for index in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         store.save("tile", index, taken)
-        costs_s.append(time.perf_counter() - began)
+        costs_s.append(time.process_time() - began)
     assert min(costs_s) < 0.035
     size = (store.path / "tile/0/0/c/0/0/0").stat().st_size
     assert size < 0.7 * taken.pixels.nbytes
