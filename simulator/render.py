@@ -318,12 +318,19 @@ class Renderer:
         if rms_nm == 0.0:
             return
         _, h, w = planes.shape
-        affine = _affine(matrix, at, HAZE_PITCH_UM, (0.0, 0.0))
+        coarse = max(1, int(float(np.hypot(matrix[0, 0], matrix[1, 0]))))  # pixels of 1 um
+        size = (-(-w // coarse) + 2, -(-h // coarse) + 2)  # one more on each side
+        affine = _affine(matrix / coarse, at / coarse + 1.0, HAZE_PITCH_UM, (0.0, 0.0))
         flags, wrap = cv2.INTER_LINEAR, cv2.BORDER_WRAP
-        film = cv2.warpAffine(self._haze, affine, (w, h), flags=flags, borderMode=wrap)
+        film = cv2.warpAffine(self._haze, affine, size, flags=flags, borderMode=wrap)
+        full = (size[0] * coarse, size[1] * coarse)
+        film = cv2.resize(film, full, interpolation=cv2.INTER_LINEAR)
+        film = film[coarse : coarse + h, coarse : coarse + w]
         per_nm = (palette.glue[1] - palette.glue[0]) / _GLUE_STEP_NM
         for plane, slope in zip(planes, per_nm, strict=True):
-            plane *= 1.0 + film * np.float32(slope * rms_nm)
+            factor = film * np.float32(slope * rms_nm)
+            factor += np.float32(1.0)
+            plane *= factor
 
     def _smeared(
         self,
