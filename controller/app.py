@@ -33,8 +33,8 @@ from shapely.geometry import Polygon
 
 from controller import figures
 from controller.errors import BadSettings
-from controller.messages import CatalogueEntry, Phase, RunStarted
 from controller.geometry import CameraGeometry
+from controller.messages import CatalogueEntry, Phase, RunStarted
 from controller.record import rundir
 from controller.record.frames import FrameStore
 from controller.record.journal import Journal
@@ -72,9 +72,7 @@ class PhysicsEyes:
     estimator: FocusEstimator = field(default_factory=InverseParabola)
 
     def _for(self, objective: Objective) -> DetectorSettings:
-        return self.settings.model_copy(
-            update={"numerical_aperture": objective.numerical_aperture}
-        )
+        return self.settings.model_copy(update={"numerical_aperture": objective.numerical_aperture})
 
     def detector(self, objective: Objective, calibration: Calibration | None) -> FlakeDetector:
         """The colours that this lens should show, under the fitted or the nominal calibration."""
@@ -359,7 +357,7 @@ def print_result(
             f"of {finished.scan_s:.1f} s); waited {result.stalled_s:.2f} s for disk or detector"
         )
     console.print(
-        f"{finished.autofocus_runs} autofocus runs, {len(state.revisited)} flakes revisited, "
+        f"{finished.autofocus_runs} autofocus runs for the scan, {len(state.revisited)} flakes revisited, "
         f"{finished.frames_received} frames, {finished.frames_missing} missing, "
         f"{finished.frames_unaccounted} unaccounted for"
     )
@@ -407,7 +405,7 @@ class SearchProgress:
         self._task = self._progress.add_task(f"{phase:9s}", total=total, completed=done)
         self._began = (done, None)
 
-    def step(self, phase: Phase, done: int, at_s: float) -> None:  # noqa: ARG002
+    def step(self, phase: Phase, done: int, at_s: float) -> None:
         """Move it."""
         done_before, began_s = self._began
         if began_s is None:

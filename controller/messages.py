@@ -253,7 +253,7 @@ class RunFinished:
     frames_received: int
     frames_missing: int
     frames_unaccounted: int
-    autofocus_runs: int
+    autofocus_runs: int  # for the scan: seeds and tracking, all sessions together
     kind: Literal["run_finished"] = "run_finished"
 
 

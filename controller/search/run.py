@@ -182,6 +182,8 @@ class Search:
         self._move_time = trapezoid_move_time(instrument.stage.kinematics)
         self._writer = ThreadPoolExecutor(1, "record")
         self._analyst = ThreadPoolExecutor(1, "analyse")
+        self._fitter = ThreadPoolExecutor(1, "calibrate")
+        self._calibrating: asyncio.Task[None] | None = None
         self._supervisor = Supervisor(
             Envelope.within(
                 settings.safety, instrument.stage.limits_um, instrument.focus.limits_um
@@ -201,7 +203,6 @@ class Search:
         self._stalled_s = 0.0
         self._scan_s = 0.0
         self._scan_bound_s = 0.0
-        self._autofocus_runs = 0
         self._tiles_since_focus = 0
         # The clock of an earlier session is gone; this one goes on where it ended.
         self._epoch_s = max(
@@ -232,8 +233,8 @@ class Search:
             raise
         finally:
             finished = self._finish(outcome, reason)
-            self._writer.shutdown()
-            self._analyst.shutdown()
+            for thread in (self._writer, self._analyst, self._fitter):
+                thread.shutdown()
         return SearchResult(finished, self._stalled_s)
 
     async def _session(self) -> None:
@@ -246,6 +247,7 @@ class Search:
             self._stream = stream
             await instrument.camera.set_exposure_s(self._settings.camera.exposure_s)
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 recording = group.create_task(self._recorder.run(), name="record")
                 developing = group.create_task(self._develop(), name="develop")
                 try:
@@ -270,6 +272,8 @@ class Search:
         """Halt if need be, then let what was taken reach the disk."""
         if not is_in_order:
             await self._motion.halt("search", "leaving")
+        if self._calibrating is not None and not is_in_order:
+            self._calibrating.cancel()
         self._shots.put_nowait(None)
         async with asyncio.timeout(None if is_in_order else _STOP_DEADLINE_S):
             await asyncio.wait([developing])
@@ -289,7 +293,7 @@ class Search:
             frames_received=0 if fates is None else fates.received_frames,
             frames_missing=len(self._state.missing),
             frames_unaccounted=0 if fates is None else fates.unaccounted_frames,
-            autofocus_runs=self._autofocus_runs,
+            autofocus_runs=sum(p.purpose in {"seed", "track"} for p in self._state.focus_points),
         )
         advance(self._state, finished)
         try:
@@ -403,7 +407,7 @@ class Search:
                 )
             )
             if shot == "tile":
-                await self._calibrate(is_last=False)
+                self._calibrate_in_passing()
 
     def _analysed(
         self, shot: ShotKind, index: int, pixels: Pixels, pose: Pose, bit_depth: int
@@ -457,38 +461,52 @@ class Search:
             self._detectors[objective.name] = detector
         return detector
 
-    async def _calibrate(self, *, is_last: bool) -> None:
-        """Fit the colours once enough tiles show flakes, then look again at the earlier ones."""
-        if self._state.calibration is not None:
-            return
-        rich = [
+    def _calibrate_in_passing(self) -> None:
+        """Start fitting the colours once enough tiles show flakes; the scan goes on meanwhile."""
+        if self._calibrating is None and self._state.calibration is None:
+            rich = self._rich_tiles()
+            if len(rich) >= _CALIBRATION_TILES:
+                self._calibrating = self._group.create_task(
+                    self._calibrate(rich[:_CALIBRATION_TILES]), name="calibrate"
+                )
+
+    def _rich_tiles(self) -> list[int]:
+        """Saved tiles that show flakes, in the order in which they were looked at."""
+        return [
             index
             for (shot, index), seen in self._state.analysed.items()
-            if shot == "tile" and seen.in_distribution and seen.pieces
+            if shot == "tile"
+            and seen.in_distribution
+            and seen.pieces
+            and self._state.is_done("tile", index)
         ]
-        if not rich or (len(rich) < _CALIBRATION_TILES and not is_last):
-            return
-        await self._recorder.flush()
-        loop = asyncio.get_running_loop()
+
+    async def _calibrate(self, tiles: Sequence[int]) -> None:
+        """Fit the microscope's colours on kept frames, on a thread that delays nobody."""
         objective = self._objectives[self._settings.scan.objective]
         bit_depth = self._instrument.camera.bit_depth
 
         def fit() -> Calibration | None:
-            images = [self._frames.load("tile", index) for index in rich[:_CALIBRATION_TILES]]
+            images = [self._frames.load("tile", index) for index in tiles]
             return self._eyes.calibrate(images, objective, bit_depth)
 
-        fitted = await loop.run_in_executor(self._analyst, fit)
+        fitted = await asyncio.get_running_loop().run_in_executor(self._fitter, fit)
         if fitted is None:
-            fitted = Calibration(0.0, (1.0, 1.0, 1.0), 0.0, "nominal")
-        if fitted.oxide_nm > 0.0:
-            self._post(
-                CalibrationFitted(
-                    fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source
-                )
-            )
-            self._detectors.clear()
-            for index in sorted(i for shot, i in self._state.analysed if shot == "tile"):
-                await self._look_again("tile", index)
+            self._post(Skipped("colour calibration", "nothing to fit on; nominal colours are used"))
+            return
+        self._post(
+            CalibrationFitted(fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source)
+        )
+        self._detectors.clear()
+
+    async def _finish_calibration(self) -> None:
+        """One calibration for all tiles: those seen under an older one are looked at again."""
+        if self._calibrating is not None:
+            await self._calibrating
+        elif self._state.calibration is None and (rich := self._rich_tiles()):
+            await self._calibrate(rich[:_CALIBRATION_TILES])
+        for shot, index in sorted(self._state.outdated):
+            await self._look_again(shot, index)
 
     async def _look_again(self, shot: ShotKind, index: int) -> None:
         """Analyse a frame that is on the disk."""
@@ -548,7 +566,6 @@ class Search:
         result = await autofocus(
             task, self._motion, observe, self._eyes.sharpness, self._eyes.estimator, source="focus"
         )
-        self._autofocus_runs += 1
         estimate = result.estimate
         self._post(
             FocusMeasured(
@@ -838,7 +855,7 @@ class Search:
             self._enter("scan", len(tiles), len(tiles) - len(todo))
             await self._first_focus(objective.name)
             await self._scan_tiles(todo, objective)
-        await self._calibrate(is_last=True)
+        await self._finish_calibration()
 
     async def _scan_tiles(self, todo: Sequence[PlannedTile], objective: Objective) -> None:
         loop = asyncio.get_running_loop()

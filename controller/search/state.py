@@ -46,6 +46,7 @@ class SearchState:
     chip: ChipFound | None = None
     focus_points: list[FocusMeasured] = field(default_factory=list)
     calibration: CalibrationFitted | None = None
+    outdated: set[ShotKey] = field(default_factory=set)  # analysed before the calibration
     scan: ScanPlanned | None = None
     revisits: RevisitsPlanned | None = None
     revisited: dict[int, Revisited] = field(default_factory=dict)
@@ -83,12 +84,14 @@ def advance(state: SearchState, fact: Fact) -> None:
             state.saved[fact.shot, fact.index] = fact
         case Analysed():
             state.analysed[fact.shot, fact.index] = fact
+            state.outdated.discard((fact.shot, fact.index))
         case ChipFound():
             state.chip = fact
         case FocusMeasured():
             state.focus_points.append(fact)
         case CalibrationFitted():
             state.calibration = fact
+            state.outdated = {key for key in state.analysed if key[0] == "tile"}
         case ScanPlanned():
             state.scan = fact
         case RevisitsPlanned():
