@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -284,7 +283,8 @@ def test_reading_needs_a_journal(tmp_path):
 
 
 # Writes shots as a run does and says so on its standard output only after each acknowledgement.
-WRITE = """
+# One process imports everything, then forks a writer for each line it is given: 50 ms each.
+WRITERS = """
 import os, sys
 import numpy as np
 from controller.messages import Exposed, Saved
@@ -292,63 +292,76 @@ from controller.record.frames import FrameStore
 from controller.record.journal import Journal
 from drivers.api import Frame, Pose
 
-folder, first = sys.argv[1], int(sys.argv[2])
-journal = Journal(folder + "/journal.sqlite")
-store = FrameStore(folder + "/frames.ome.zarr")
-os.write(1, b"ready\\n")
-for i in range(first, 100_000):
-    pixels = np.random.default_rng(i).integers(0, 255, (160, 240, 3), dtype=np.uint8)
-    exposed = Exposed("tile", i, i, 0.0, 0.01, 0.0, 0.0, 0.0, "20x", 250.0, 0.01)
-    journal.append([exposed])
-    os.write(1, b"exposed %d\\n" % i)
-    frame = Frame(pixels, i, 0.0, 0.01, Pose(0.0, 0.0, 0.0, "20x"), 250.0, 8)
-    path, checksum = store.save("tile", i, frame)
-    journal.append([Saved("tile", i, path, checksum)])
-    os.write(1, b"saved %d\\n" % i)
+def write(folder, first):
+    journal = Journal(folder + "/journal.sqlite")
+    store = FrameStore(folder + "/frames.ome.zarr")
+    os.write(1, b"ready %d\\n" % os.getpid())
+    for i in range(first, 100_000):
+        pixels = np.random.default_rng(i).integers(0, 255, (160, 240, 3), dtype=np.uint8)
+        exposed = Exposed("tile", i, i, 0.0, 0.01, 0.0, 0.0, 0.0, "20x", 250.0, 0.01)
+        journal.append([exposed])
+        os.write(1, b"exposed %d\\n" % i)
+        frame = Frame(pixels, i, 0.0, 0.01, Pose(0.0, 0.0, 0.0, "20x"), 250.0, 8)
+        path, checksum = store.save("tile", i, frame)
+        journal.append([Saved("tile", i, path, checksum)])
+        os.write(1, b"saved %d\\n" % i)
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        write(sys.argv[1], int(line))
+    os.waitpid(child, 0)
+    os.write(1, b"dead\\n")
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX'")
+@pytest.mark.skipif(sys.platform == "win32", reason="fork and SIGKILL are POSIX'")
 def test_kill_9_loses_nothing_acknowledged(tmp_path):
-    """20 processes killed at random instants, each going on where the last one was killed."""
+    """40 writers killed at random instants, each going on where the last one was killed."""
     dice = random.Random(20)
-    said: Counter[bytes] = Counter()
-    first = kills_inside = 0
-    for _ in range(20):
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITE, str(tmp_path), str(first)],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).resolve().parents[3],
-        ) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"ready\n"
+    said: list[bytes] = []
+    exposed: dict[int, messages.Exposed] = {}
+    saved: dict[int, messages.Saved] = {}
+    kills_inside = 0
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITERS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).resolve().parents[3],
+    ) as writers:
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        for _ in range(40):
+            writers.stdin.write(b"%d\n" % (max(exposed, default=-1) + 1))
+            writers.stdin.flush()
+            what, pid = writers.stdout.readline().split()
+            assert what == b"ready"
             time.sleep(dice.uniform(0.0, 0.05))
-            os.kill(writer.pid, signal.SIGKILL)
-            said.update(writer.stdout.read().splitlines())
-        with (
-            Journal(tmp_path / "journal.sqlite") as journal,
-            FrameStore(tmp_path / "frames.ome.zarr") as store,
-        ):
-            facts = list(journal.replay())
-            exposed = {fact.index: fact for fact in facts if isinstance(fact, messages.Exposed)}
-            saved = {fact.index: fact for fact in facts if isinstance(fact, messages.Saved)}
-            for index in sorted(exposed.keys() - saved.keys()):
-                kills_inside += 1
-                adopted = store.adopt(exposed[index])
-                if adopted is not None:
-                    journal.append([adopted])
-                    saved[index] = adopted
-            for index in list(saved)[-5:]:
-                store.verify("tile", index, saved[index].checksum)
-            assert all(shot in saved or shot in exposed for _, shot in store.shots())
-        first = max(exposed, default=-1) + 1
+            os.kill(int(pid), signal.SIGKILL)
+            said.extend(iter(writers.stdout.readline, b"dead\n"))
+            with (
+                Journal(tmp_path / "journal.sqlite") as journal,
+                FrameStore(tmp_path / "frames.ome.zarr") as store,
+            ):
+                facts = list(journal.replay())
+                exposed = {fact.index: fact for fact in facts if isinstance(fact, messages.Exposed)}
+                saved = {fact.index: fact for fact in facts if isinstance(fact, messages.Saved)}
+                for index in sorted(exposed.keys() - saved.keys()):
+                    adopted = store.adopt(exposed[index])
+                    kills_inside += index == max(exposed)
+                    if adopted is not None:
+                        journal.append([adopted])
+                        saved[index] = adopted
+                assert all(index in exposed for _, index in store.shots())
+        writers.stdin.close()
+        assert writers.wait(10.0) == 0
     for line in said:
-        what, index = line.split()
-        assert int(index) in (exposed if what == b"exposed" else saved), line
+        what, number = line.split()
+        assert int(number) in (exposed if what == b"exposed" else saved), line
     with FrameStore(tmp_path / "frames.ome.zarr", is_read_only=True) as store:
         for index, fact in saved.items():
             store.verify("tile", index, fact.checksum)
             pixels = np.random.default_rng(index).integers(0, 255, (160, 240, 3), dtype=np.uint8)
             np.testing.assert_array_equal(store.load("tile", index), pixels)
-    assert len(saved) > 20
+    assert len(said) > 20
     assert kills_inside > 0  # else the killing missed what it is about
