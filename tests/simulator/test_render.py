@@ -139,6 +139,17 @@ def test_neighbouring_tiles_agree_where_they_overlap(tilt, defocus_um, tolerance
     assert np.abs(one - other).max() < tolerance
 
 
+@pytest.mark.parametrize("defocus_um", [0.0, 6.0])
+def test_blurring_in_cells_leaves_no_seams(monkeypatch, defocus_um):
+    chip = Chip.generate(ChipSettings(seed=4, size_mm=(1.0, 1.0), debris_per_mm2=2_000.0))
+    renderer = Renderer(chip, CLEAN)
+    in_cells = renderer.light(X20, 0.0, 0.0, defocus_um, SHAPE)
+    monkeypatch.setattr("simulator.render._CELL_PX", 100_000)
+    at_once = renderer.light(X20, 0.0, 0.0, defocus_um, SHAPE)
+    assert np.ptp(at_once) > 0.04
+    assert in_cells == pytest.approx(at_once, abs=1e-5)
+
+
 def test_defocus_varies_across_a_tilted_field():
     settings = ChipSettings(**{**EMPTY, "tilt_um_per_mm": (12.0, 0.0)})
     chip = Chip.generate(settings)
