@@ -51,13 +51,13 @@ class Background:
     reason: str  # why it is not to be trusted, "" when it is
 
     def window(self, x_px: int, y_px: int, width_px: int, height_px: int) -> FloatImage:
-        """Interpolate within a box, which may overhang, (height_px, width_px, 3) digital numbers."""
+        """Digital numbers within a box, which may overhang, (height_px, width_px, 3)."""
         return _interpolated(self.coarse, COARSE_PX, x_px, y_px, width_px, height_px)
 
     def inverse_half(self) -> FloatImage:
         """1 / background for the photograph at half size, (h // 2, w // 2, 3)."""
         height, width = self.shape_px
-        inverse = 1.0 / np.maximum(self.coarse, 1e-3)
+        inverse = np.reciprocal(np.maximum(self.coarse, np.float32(1e-3)))
         return _interpolated(inverse, COARSE_PX // 2, 0, 0, width // 2, height // 2)
 
 
@@ -244,7 +244,8 @@ def estimate_background(
 
     full_scale: the largest digital number the camera gives. expected_rgb: the substrate's colour in
     earlier photographs of the same microscope, None when unknown. flat_field: from
-    `coarse_flat_field`, None for none. half: `shrunk_half(pixels)`, if at hand. Never raises: an untrustworthy answer says so in `reason`.
+    `coarse_flat_field`, None for none. half: `shrunk_half(pixels)`, where it is at hand.
+    Never raises: an untrustworthy answer says so in `reason`.
     """
     height, width = pixels.shape[:2]
     cells = _cells(pixels, COARSE_PX) if half is None else _cells(half, COARSE_PX // 2)

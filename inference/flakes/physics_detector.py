@@ -21,6 +21,7 @@ from inference.flakes.background import (
     Background,
     coarse_flat_field,
     estimate_background,
+    largest_channel,
     shrunk_half,
 )
 from inference.flakes.calibration import (
@@ -40,6 +41,8 @@ from inference.flakes.ladder import (
 )
 from inference.flakes.materials import MATERIALS
 from inference.flakes.segmentation import (
+    DARK,
+    PLAUSIBLE,
     Cuts,
     Sheet,
     Terraces,
@@ -50,6 +53,8 @@ from inference.flakes.segmentation import (
 )
 
 FloatArray = npt.NDArray[np.float32]
+
+_DARK_CONTRAST = -0.65  # in every channel: no light comes back, as beyond the chip's edge
 
 
 class DetectorSettings(BaseModel):
@@ -95,7 +100,7 @@ class _Prepared:
     """Everything derived from settings and calibration once, not per photograph."""
 
     tables: tuple[ColourTable, ...]
-    plausible: npt.NDArray[np.bool_]
+    kind_of_colour: npt.NDArray[np.uint8]
     cuts: Cuts
 
 
@@ -282,7 +287,9 @@ def _prepared(settings: DetectorSettings, calibration: Calibration) -> _Prepared
         plausible |= near & (thickness < settings.max_layers + 2.0)
         thinnest = min(thinnest, float(np.linalg.norm(table.ladder.at(1.0))))
     off = float(np.clip(0.5 * thinnest, 0.012, 0.07))
-    return _Prepared(tables, plausible, Cuts(off=off))
+    kinds = np.where(largest_channel(centres) < _DARK_CONTRAST, DARK, 0)
+    kinds[plausible] = PLAUSIBLE
+    return _Prepared(tables, kinds.astype(np.uint8), Cuts(off=off))
 
 
 def _look(
@@ -301,8 +308,10 @@ def _look(
     if background.reason:
         return _Seen(background, None, None)
     min_area_px = settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
-    least_half_px = max(int(0.12 * min_area_px), 4)
-    boxes = candidate_boxes(half, background, prepared.cuts.off, prepared.plausible, least_half_px)
+    least_half_px = max(int(0.02 * min_area_px), 2)
+    boxes = candidate_boxes(
+        half, background, prepared.cuts.off, prepared.kind_of_colour, least_half_px
+    )
     boxes = merged_boxes(boxes, width, height)
     if not boxes:
         return _Seen(background, None, None)

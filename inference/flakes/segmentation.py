@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.api import ImageRGB
-from inference.flakes.background import Background, shrunk_half
+from inference.flakes.background import Background
 from inference.flakes.ladder import ColourTable, colour_cells
 
 FloatImage = npt.NDArray[np.float32]
@@ -36,11 +36,15 @@ Box = tuple[int, int, int, int]  # x, y, width, height in px
 _RIM_PX = 6  # true surroundings around each box on the sheet, seen by filters but never labelled
 _MARGIN_PX = 8  # substrate kept around a candidate
 _CELL_PX = 8  # of the half-size image; candidates are boxed in these cells
-_SHEET_WIDTH_PX = 1024
 _ARC_BINS = 600
 _ARC_BIN = 0.005  # contrast units per bin along the ladder
 _KERNEL3 = np.ones((3, 3), dtype=np.uint8)
+_KERNEL9 = np.ones((9, 9), dtype=np.uint8)
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+
+
+PLAUSIBLE, DARK = 1, 2
+"""Kinds of colour that candidates are looked for by; 0 is neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def candidate_boxes(
     half: ImageRGB,
     background: Background,
     off: float,
-    plausible: npt.NDArray[np.bool_],
+    kind_of_colour: npt.NDArray[np.uint8],
     least_half_px: int,
 ) -> list[Box]:
     """Boxes, in px of the photograph, around whatever might be a wanted flake."""
@@ -122,17 +126,22 @@ def candidate_boxes(
         return []
     rows, columns = -(-height // _CELL_PX), -(-width // _CELL_PX)
     mask = np.zeros((rows * _CELL_PX, columns * _CELL_PX), dtype=np.uint8)
-    near = plausible[colour_cells(ratio.reshape(-1, 3)[there] - 1.0)]
-    there = there[near]
-    mask[there // width, there % width] = 255
-    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _CROSS)
+    kinds = kind_of_colour[colour_cells(ratio.reshape(-1, 3)[there] - 1.0)]
+    wanted, dark = there[kinds == PLAUSIBLE], there[kinds == DARK]
+    mask[wanted // width, wanted % width] = 255
+    if dark.size:
+        # Along the chip's edge the blur runs through all colours, hundreds of px long.
+        edge = np.zeros_like(mask)
+        edge[dark // width, dark % width] = 255
+        mask[cv2.dilate(edge, _KERNEL9) > 0] = 0
+    mask = cv2.erode(mask, _KERNEL3)  # rims of bulk crystals are too thin to survive
     # Mean over 8 x 8 half-size px: a map small enough that finding components costs nothing.
     share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
         (share > 0).view(np.uint8), connectivity=8
     )
-    area = np.bincount(labels.ravel(), weights=share.ravel(), minlength=count)
-    area *= _CELL_PX * _CELL_PX / 255.0
+    weights = share.ravel() * (_CELL_PX * _CELL_PX / 255.0)
+    area = np.bincount(labels.ravel(), weights=weights, minlength=count)
     side = 2 * _CELL_PX
     return [
         (side * x, side * y, side * w, side * h)
@@ -178,7 +187,8 @@ def packed_sheet(
     """Copy the boxes onto one sheet and turn it into contrast."""
     height, width = pixels.shape[:2]
     order = sorted(range(len(boxes)), key=lambda k: -boxes[k][3])
-    sheet_width = max(_SHEET_WIDTH_PX, max(b[2] for b in boxes) + 2 * _RIM_PX)
+    covered = sum((b[2] + 2 * _RIM_PX) * (b[3] + 2 * _RIM_PX) for b in boxes)
+    sheet_width = max(int(1.1 * covered**0.5), max(b[2] for b in boxes) + 2 * _RIM_PX)
     places: list[tuple[int, int]] = [(0, 0)] * len(boxes)
     x = y = shelf = 0
     for k in order:
@@ -231,7 +241,9 @@ def gradient(smooth: FloatImage) -> FloatImage:
     """Colour change per px, (h, w): norm over channels and directions of Sobel / 8."""
     across = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
     down = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)
-    return np.asarray(np.sqrt(_sum_of_squares(across) + _sum_of_squares(down)), np.float32)
+    squares = _sum_of_squares(np.asarray(across, dtype=np.float32))
+    squares += _sum_of_squares(np.asarray(down, dtype=np.float32))
+    return np.sqrt(squares)
 
 
 def _sum_of_squares(vectors: FloatImage) -> FloatImage:
@@ -242,7 +254,7 @@ def _sum_of_squares(vectors: FloatImage) -> FloatImage:
 
 def find_terraces(sheet: Sheet, tables: Sequence[ColourTable], cuts: Cuts) -> Terraces:
     """Segment a sheet; see the module's docstring for the steps."""
-    smooth = cv2.GaussianBlur(sheet.contrast, (5, 5), 1.0)
+    smooth = np.asarray(cv2.GaussianBlur(sheet.contrast, (5, 5), 1.0), dtype=np.float32)
     slope = gradient(smooth)
     strength = np.sqrt(_sum_of_squares(smooth))
     quiet = sheet.inside & (strength < cuts.off)
@@ -301,7 +313,9 @@ def _split_cores(
             classes[k, cut:] += 1
     # One image of (core, class) numbers; a morphological opening of all of them at once.
     codes = np.zeros(is_core.shape, dtype=np.uint16)
-    codes.ravel()[where] = (np.cumsum(classes[:, -1]) - classes[:, -1])[owner] + classes[owner, bins]
+    codes.ravel()[where] = (np.cumsum(classes[:, -1]) - classes[:, -1])[owner] + classes[
+        owner, bins
+    ]
     even = (cv2.morphologyEx(codes, cv2.MORPH_GRADIENT, _KERNEL3) == 0) & (codes > 0)
     labels, count = _components(even, 1)
     if count == 0:
@@ -322,7 +336,8 @@ def _split_cores(
     sizes = np.bincount(parent[opened.ravel()[np.flatnonzero(opened)]], minlength=count + 1)
     keep = sizes >= cuts.core_px
     keep[0] = False
-    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[parent][opened]
+    numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return np.asarray(numbers[parent][opened], dtype=np.int32)
 
 
 def _touching(
@@ -472,25 +487,14 @@ def _mean_colours(labels: Labels, contrast: FloatImage, ground: int) -> FloatIma
 def _joined(labels: Labels, contrast: FloatImage, cuts: Cuts, ground: int) -> Labels:
     """Join touching terraces of equal colour with no crack between; drop the ground's label."""
     means = _mean_colours(labels, contrast, ground)
-    first: list[npt.NDArray[np.int32]] = []
-    second: list[npt.NDArray[np.int32]] = []
-    border: list[FloatImage] = []
-    for a, b, ca, cb in (
-        (labels[:, :-1], labels[:, 1:], contrast[:, :-1], contrast[:, 1:]),
-        (labels[:-1], labels[1:], contrast[:-1], contrast[1:]),
-    ):
-        touching = (a != b) & (a > 0) & (b > 0) & (a < ground) & (b < ground)
-        ys, xs = np.nonzero(touching)
-        first.append(a[ys, xs])
-        second.append(b[ys, xs])
-        border.append(0.5 * (ca[ys, xs] + cb[ys, xs]))
-    low = np.minimum(np.concatenate(first), np.concatenate(second)).astype(np.int64)
-    high = np.maximum(np.concatenate(first), np.concatenate(second)).astype(np.int64)
+    low, high, at = _touching(labels)
+    flakes = high < ground
+    low, high, at = low[flakes], high[flakes], at[flakes]
     family = list(range(ground + 1))
     if low.size:
         similar = np.abs(means[low] - means[high]).max(axis=1) < cuts.merge_contrast
         low, high = low[similar], high[similar]
-        colours = np.concatenate(border)[similar]
+        colours = contrast.reshape(-1, 3)[at[similar]]
         pairs, owner = np.unique(low * (ground + 1) + high, return_inverse=True)
         lengths = np.bincount(owner)
         sums = np.stack([np.bincount(owner, weights=colours[:, c]) for c in range(3)], axis=1)
@@ -594,8 +598,3 @@ def _quartiles(
         within = (goal[:, 0] - before) / np.maximum(cumulative[rows, at] - before, 1)
         found[:, k] = low + step * (at + np.clip(within, 0.0, 1.0))
     return found
-
-
-def half_resolution(pixels: ImageRGB) -> ImageRGB:
-    """The photograph at which candidates are looked for."""
-    return shrunk_half(pixels)
