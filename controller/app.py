@@ -29,7 +29,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-from shapely.geometry import Polygon
+from shapely import unary_union
+from shapely.geometry import Polygon, box
+from shapely.geometry.base import BaseGeometry
 
 from controller import figures
 from controller.errors import BadSettings
@@ -39,6 +41,7 @@ from controller.record import rundir
 from controller.record.frames import FrameStore
 from controller.record.journal import Journal
 from controller.search.conclude import conclude
+from controller.search.entries import tile_boxes_um
 from controller.search.report import Ladder, TruthRow
 from controller.search.run import Search, SearchResult
 from controller.search.scorecard import Scorecard, TruthTerrace, score
@@ -296,13 +299,8 @@ def scorecard(
     return score(kept, terraces, wanted.materials, wanted.layers, wanted.min_area_um2)
 
 
-def scanned_area(state: SearchState) -> Any:
+def scanned_area(state: SearchState) -> BaseGeometry:
     """Union of the fields that were scanned."""
-    from shapely import unary_union
-    from shapely.geometry import box
-
-    from controller.search.entries import tile_boxes_um
-
     boxes = tile_boxes_um(state)
     return unary_union([box(*boxes[i]) for shot, i in state.analysed if shot == "tile"])
 
@@ -320,7 +318,7 @@ def print_result(
     table = Table(title="what was found", title_justify="left")
     table.add_column("material")
     table.add_column("layers", justify="right")
-    table.add_column(f"entries >= {settings.wanted.min_area_um2:g} um²", justify="right")
+    table.add_column(f"entries >= {settings.wanted.min_area_um2:g} µm²", justify="right")
     if card is not None:
         for heading in ("on the chip", "found", "missed", "false", "recall", "precision"):
             table.add_column(heading, justify="right")
@@ -347,7 +345,7 @@ def print_result(
                 )
                 table.add_row(material, str(layers), str(count))
     console.print(table)
-    if finished.scan_s > 0.0:
+    if finished.scan_s > 0.0 and settings.instrument.driver != "replay":
         per_min = 60.0 * finished.tiles / finished.scan_s
         share = finished.scan_bound_s / finished.scan_s
         console.print(
@@ -357,7 +355,8 @@ def print_result(
             f"of {finished.scan_s:.1f} s); waited {result.stalled_s:.2f} s for disk or detector"
         )
     console.print(
-        f"{finished.autofocus_runs} autofocus runs for the scan, {len(state.revisited)} flakes revisited, "
+        f"{finished.autofocus_runs} autofocus runs for the scan, "
+        f"{len(state.revisited)} flakes revisited, "
         f"{finished.frames_received} frames, {finished.frames_missing} missing, "
         f"{finished.frames_unaccounted} unaccounted for"
     )

@@ -254,6 +254,9 @@ class RunFinished:
     frames_missing: int
     frames_unaccounted: int
     autofocus_runs: int  # for the scan: seeds and tracking, all sessions together
+    scan_moves_s: float = 0.0  # the three parts of `scan_bound_s`
+    scan_settling_s: float = 0.0
+    scan_exposures_s: float = 0.0
     kind: Literal["run_finished"] = "run_finished"
 
 

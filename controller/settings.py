@@ -86,6 +86,8 @@ class CameraSettings(Section):
 class FocusSettings(Section):
     """Autofocus and the surface it feeds."""
 
+    # False: the axis already stands in focus everywhere (a replay, a hardware autofocus).
+    enabled: bool = True
     start_z_um: float | None = None  # None: focus is looked for from where the axis stands
     start_sigma_um: float = Field(default=25.0, gt=0.0, le=5_000.0)  # how far off it may stand
     seed_points: int = Field(default=4, ge=1, le=100)  # before the scan

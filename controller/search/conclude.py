@@ -31,6 +31,7 @@ from controller.search.report import (
     MapImage,
     PhaseTime,
     ReportContent,
+    ScanBound,
     SurfaceGrid,
     TileQuality,
     TruthRow,
@@ -85,7 +86,7 @@ def conclude(
         started=state.sessions[0],
         finished=state.finished,
         sessions=len(state.sessions),
-        instrument_time_s=sum(end.elapsed_s for end in state.ended),
+        instrument_time_s=_last_known_s(state),
         wanted=wanted_in_words(settings),
         entries=entries,
         crops=pictures.crops(_worth_a_card(entries, settings.report.max_cards)),
@@ -106,6 +107,7 @@ def conclude(
         focus_points=tuple(state.focus_points),
         focus_surface=_surface_grid(state, settings, by_name),
         phases=tuple(phase_times(state)),
+        scan_bound=_scan_bound(state),
         skipped=tuple(state.skipped),
         refused=tuple(state.refused),
         frames_missing=tuple(state.missing),
@@ -121,7 +123,7 @@ def wanted_in_words(settings: Settings) -> str:
     wanted = settings.wanted
     layers = ", ".join(str(count) for count in wanted.layers)
     words = (
-        f"{' or '.join(wanted.materials)}, {layers} layers, at least {wanted.min_area_um2:g} um²"
+        f"{' or '.join(wanted.materials)}, {layers} layers, at least {wanted.min_area_um2:g} µm²"
     )
     if wanted.max_aspect_ratio is not None:
         words += f", aspect ratio up to {wanted.max_aspect_ratio:g}"
@@ -131,12 +133,25 @@ def wanted_in_words(settings: Settings) -> str:
 def phase_times(state: SearchState) -> Iterable[PhaseTime]:
     """Instrument time by phase, from one start to the next and to the end of the session."""
     starts: list[PhaseStarted] = list(state.phases)
-    end_s = sum(end.elapsed_s for end in state.ended)
+    end_s = _last_known_s(state)
     total: dict[str, float] = {}
     for here, then in zip(starts, [*starts[1:], None], strict=True):
         until_s = max(here.at_s, end_s) if then is None else then.at_s
         total[here.phase] = total.get(here.phase, 0.0) + max(0.0, until_s - here.at_s)
     return [PhaseTime(phase, duration_s) for phase, duration_s in total.items()]
+
+
+def _scan_bound(state: SearchState) -> ScanBound | None:
+    if state.finished is None or state.finished.scan_s <= 0.0:
+        return None
+    end = state.finished
+    return ScanBound(end.scan_moves_s, end.scan_settling_s, end.scan_exposures_s)
+
+
+def _last_known_s(state: SearchState) -> float:
+    """Instrument time of all sessions; of one that was cut off, up to its last dated fact."""
+    dated = [*(p.at_s for p in state.phases), *(p.at_s for p in state.focus_points)]
+    return max([sum(end.elapsed_s for end in state.ended), *dated])
 
 
 def _worth_a_card(entries: Sequence[CatalogueEntry], most: int) -> list[CatalogueEntry]:
@@ -306,7 +321,7 @@ class _Pictures:
         if seen is not None and entry.revisit.found:
             near = min(
                 (p for p in seen.pieces if p.layers == entry.revisit.layers),
-                key=lambda p: abs(p.area_um2 - entry.revisit.area_um2) if entry.revisit else 0.0,
+                key=lambda p: math.dist(np.mean(p.outline_um, axis=0), at),
                 default=None,
             )
             if near is not None:

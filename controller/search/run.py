@@ -202,7 +202,7 @@ class Search:
         self._offset_um: deque[tuple[float, float]] = deque(maxlen=9)
         self._stalled_s = 0.0
         self._scan_s = 0.0
-        self._scan_bound_s = 0.0
+        self._scan_least_s = np.zeros(3)  # moves, settling, exposures
         self._tiles_since_focus = 0
         # The clock of an earlier session is gone; this one goes on where it ended.
         self._epoch_s = max(
@@ -288,12 +288,15 @@ class Search:
             reason=reason,
             elapsed_s=asyncio.get_running_loop().time() - self._began_s,
             scan_s=self._scan_s,
-            scan_bound_s=self._scan_bound_s,
+            scan_bound_s=float(self._scan_least_s.sum()),
             tiles=sum(kind == "tile" for kind, _ in self._state.saved),
             frames_received=0 if fates is None else fates.received_frames,
             frames_missing=len(self._state.missing),
             frames_unaccounted=0 if fates is None else fates.unaccounted_frames,
             autofocus_runs=sum(p.purpose in {"seed", "track"} for p in self._state.focus_points),
+            scan_moves_s=float(self._scan_least_s[0]),
+            scan_settling_s=float(self._scan_least_s[1]),
+            scan_exposures_s=float(self._scan_least_s[2]),
         )
         advance(self._state, finished)
         try:
@@ -586,6 +589,26 @@ class Search:
             self._believe(self._state.focus_points[-1])
         return result
 
+    def _trust_start(self) -> None:
+        """Without autofocus the user's word is that the lens stands in focus now."""
+        here, objective = self._motion.where, self._objective()
+        z_um = here.z.low_um
+        self._supervisor.confirm_focus(here.x.low_um, here.y.low_um, z_um, objective.name)
+        self._surface = self._flat_surface(z_um - objective.parfocal_z_um)
+
+    def _flat_surface(self, reference_z_um: float) -> FocusSurface:
+        """What is expected before anything was measured."""
+        chip = self._chip_polygon()
+        x_min, y_min, x_max, y_max = chip.bounds
+        return FocusSurface(
+            self._settings.focus.surface,
+            chip.centroid.x,
+            chip.centroid.y,
+            max(x_max - x_min, y_max - y_min) / 2,
+            reference_z_um,
+            max(self._settings.focus.start_sigma_um, 1.0),
+        )
+
     def _believe(self, point: FocusMeasured) -> None:
         """Let a confident focus shape the surface and the safety floor."""
         objective = self._objectives[point.objective]
@@ -594,17 +617,7 @@ class Search:
         )
         reference_z_um = point.focus_z_um - objective.parfocal_z_um
         if self._surface is None:
-            chip = self._chip_polygon()
-            centre = chip.centroid
-            x_min, y_min, x_max, y_max = chip.bounds
-            self._surface = FocusSurface(
-                self._settings.focus.surface,
-                centre.x,
-                centre.y,
-                max(x_max - x_min, y_max - y_min) / 2,
-                reference_z_um,
-                max(self._settings.focus.start_sigma_um, 1.0),
-            )
+            self._surface = self._flat_surface(reference_z_um)
         self._surface = self._surface.with_point(
             FocusPoint(
                 point.stage_x_um, point.stage_y_um, reference_z_um, point.sigma_um, point.at_s
@@ -707,6 +720,8 @@ class Search:
             for point in self._state.focus_points:
                 if point.is_confident:
                     self._believe(point)
+        if self._surface is None and not settings.enabled:
+            self._trust_start()
         await self._motion.select_objective(objective_name, "search")
         if self._surface is not None:
             return
@@ -760,7 +775,7 @@ class Search:
         await self._first_focus(objective.name)
         seeded = sum(p.purpose == "seed" and p.is_confident for p in state.focus_points)
         wanted = min(settings.focus.seed_points, len(self._tiles()))
-        if seeded >= wanted:
+        if not settings.focus.enabled or seeded >= wanted:
             return
         self._enter("focus", wanted, seeded)
         tries = 0
@@ -864,14 +879,14 @@ class Search:
         # The first move, from wherever the stage stood, belongs to neither side of the ratio.
         await self._go(todo[0].x_um, todo[0].y_um, objective)
         began_s = loop.time()
-        bound_s, at = 0.0, todo[0]
+        least_s, at = np.zeros(3), todo[0]
         self._tiles_since_focus = self._settings.focus.tiles_per_autofocus if is_resumed else 0
         for round_ in range(1 + _RETAKES):
             for tile in todo:
                 await self._go(tile.x_um, tile.y_um, objective)
                 await self._track_focus(tile, objective)
                 await self._take("tile", tile.index)
-                bound_s += self._bound_s(at, tile)
+                least_s += self._least_s(at, tile)
                 at = tile
                 done = tiles - len(todo) + todo.index(tile) + 1
                 self._watcher.step("scan", done, self._now_s())
@@ -885,18 +900,23 @@ class Search:
                 for tile in todo:
                     self._post(Skipped(f"tile {tile.index}", "its frame was lost every time"))
         self._scan_s += loop.time() - began_s
-        self._scan_bound_s += bound_s
+        self._scan_least_s += least_s
 
-    def _bound_s(self, a: PlannedTile, b: PlannedTile) -> float:
-        """The least time from the exposure of one tile to the end of that of the next."""
+    def _least_s(self, a: PlannedTile, b: PlannedTile) -> npt.NDArray[np.float64]:
+        """The least time from the exposure of one tile to the end of that of the next.
+
+        (3,): move, settling, exposure, in seconds; focus moves hide behind the stage's.
+        """
         kinematics = self._instrument.stage.kinematics
         distance_um = max(abs(a.x_um - b.x_um), abs(a.y_um - b.y_um))
-        move_s = ideal_move_s(distance_um, kinematics)
         settle_s = kinematics.settle_s if distance_um > 0.0 else 0.0
-        return move_s + settle_s + self._settings.camera.exposure_s
+        move_s = ideal_move_s(distance_um, kinematics)
+        return np.array([move_s, settle_s, self._settings.camera.exposure_s])
 
     async def _track_focus(self, tile: PlannedTile, objective: Objective) -> None:
         """Refresh the surface now and then, on a tile that has something to focus on."""
+        if not self._settings.focus.enabled:
+            return
         self._tiles_since_focus += 1
         due = self._settings.focus.tiles_per_autofocus
         if self._tiles_since_focus <= due:
@@ -966,7 +986,7 @@ class Search:
         for attempt in range(2):
             index = state.next_index("revisit")
             await self._go(x_um, y_um, objective)
-            if attempt == 0:
+            if attempt == 0 and self._settings.focus.enabled:
                 z_um, sigma_um = self._expected_z_um(x_um, y_um, objective)
                 focused = await self._autofocus("revisit", x_um, y_um, z_um, sigma_um)
                 if not focused.is_focused:
