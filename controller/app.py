@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ from controller.search.run import Search, SearchResult
 from controller.search.scorecard import Scorecard, TruthTerrace, score
 from controller.search.state import SearchState, advance, folded
 from controller.settings import Settings, load_toml, validated
-from drivers.api import Instrument, Objective, Pixels
+from drivers.api import Frame, Instrument, Objective, Pixels
 from drivers.replay import ReplayMicroscope, ReplaySettings
 from inference.api import (
     Calibration,
@@ -102,6 +102,32 @@ def open_instrument(settings: Settings, file: str) -> Instrument:
             return ReplayMicroscope(replay)
 
 
+def check_together(
+    settings: Settings, detector: DetectorSettings, instrument: Instrument, file: str
+) -> None:
+    """What no section can know alone. Raises BadSettings."""
+    names = [objective.name for objective in instrument.turret.objectives]
+    for key, name in (
+        ("overview.objective", settings.overview.objective),
+        ("scan.objective", settings.scan.objective),
+        ("revisit.objective", settings.revisit.objective),
+    ):
+        is_used = not (
+            (key.startswith("overview") and settings.scan.area == "limits")
+            or (key.startswith("revisit") and settings.revisit.max_flakes == 0)
+        )
+        if is_used and name not in names:
+            raise BadSettings(file, key, repr(name), f"one of {', '.join(names)}")
+    for material in settings.wanted.materials:
+        if material not in detector.materials:
+            raise BadSettings(
+                file,
+                "wanted.materials",
+                repr(material),
+                f"materials that the detector looks for: {', '.join(detector.materials)}",
+            )
+
+
 def loop_factory(settings: Settings, file: str) -> Callable[[], asyncio.AbstractEventLoop]:
     """The clock that `[run] clock` names."""
     if settings.run.clock == "virtual":
@@ -152,6 +178,7 @@ def start_search(
     detector = validated(DetectorSettings, settings.detector, str(config), prefix="detector")
     instrument = open_instrument(settings, str(config))
     factory = loop_factory(settings, str(config))
+    check_together(settings, detector, instrument, str(config))
     changed = "".join(f"\n# --set {word}" for word in words)
     # Relative paths in the file mean: from where the command was given.
     parent = out or Path(settings.run.output_dir)
@@ -418,3 +445,99 @@ class SearchProgress:
     def note(self, text: str) -> None:
         """A line above the bars."""
         self._progress.console.print(f"[dim]{text}[/]", highlight=False)
+
+
+# --- scopeloop bench, doctor ---------------------------------------------------------------
+
+
+def bench(name: str, console: Console, *, quick: bool, seed: int, out: Path | None) -> int:
+    """Run one bench, or all; prints its table and writes its JSON."""
+    from controller.bench import BENCHES, run_bench
+
+    if name == "list":
+        for key, entry in BENCHES.items():
+            console.print(f"[bold]{key}[/]  {entry.description}")
+        return 0
+    if name != "all" and name not in BENCHES:
+        raise BadSettings("", "bench", repr(name), f"all, list, {', '.join(BENCHES)}")
+    rows: list[figures.Row] = []
+    for key in BENCHES if name == "all" else (name,):
+        with console.status(f"bench {key}"):
+            found = run_bench(key, quick=quick, seed=seed)
+        figures.show(console, key, found)
+        rows += found
+    if out is not None:
+        figures.write_json(out, name, rows, seed)
+    return 0
+
+
+def doctor(config: Path | None, console: Console) -> int:
+    """What is installed; and for a configuration, whether its instrument opens and answers."""
+    table = Table(title="installed", title_justify="left", show_header=False)
+    for key, value in {**figures.machine(), **figures.versions()}.items():
+        table.add_row(key, str(value))
+    free_gib = rundir.free_gib(Path.cwd())
+    table.add_row("free disk here", f"{free_gib:.1f} GiB")
+    console.print(table)
+    if config is None:
+        return 0
+    tables, _ = load_toml(config)
+    settings = validated(Settings, tables, str(config))
+    detector = validated(DetectorSettings, settings.detector, str(config), prefix="detector")
+    instrument = open_instrument(settings, str(config))
+    check_together(settings, detector, instrument, str(config))
+    console.print(f"[green]settings are sound[/] ({config}); detector {detector.materials}")
+    with asyncio.Runner(loop_factory=loop_factory(settings, str(config))) as runner:
+        checks = runner.run(_examined(instrument, settings))
+    report = Table(title=instrument.name, title_justify="left")
+    for heading in ("device", "answer", "limits", "round trip"):
+        report.add_column(heading)
+    for row in checks:
+        report.add_row(*row)
+    console.print(report)
+    return 0
+
+
+async def _examined(instrument: Instrument, settings: Settings) -> list[tuple[str, str, str, str]]:
+    """Ask every device something that moves nothing, and take one frame."""
+    clock = asyncio.get_running_loop().time
+    rows = []
+    async with instrument:
+
+        async def timed(what: Awaitable[object]) -> tuple[str, str]:
+            began_s = clock()
+            async with asyncio.timeout(settings.camera.frame_timeout_s + 5.0):
+                answer = await what
+            return str(answer), f"{(clock() - began_s) * 1e3:.2f} ms"
+
+        stage, focus, turret = instrument.stage, instrument.focus, instrument.turret
+        x, y = stage.limits_um
+
+        async def stands() -> str:
+            x_um, y_um = await stage.position_um()
+            return f"at ({x_um:.2f}, {y_um:.2f}) um"
+
+        async def focus_stands() -> str:
+            return f"at {await focus.position_um():.3f} um"
+
+        answer, took = await timed(stands())
+        limits = f"x {x.min_um:g} to {x.max_um:g}, y {y.min_um:g} to {y.max_um:g} um"
+        rows.append((stage.name, answer, limits, took))
+        answer, took = await timed(focus_stands())
+        z = focus.limits_um
+        rows.append((focus.name, answer, f"{z.min_um:g} to {z.max_um:g} um", took))
+        answer, took = await timed(turret.current())
+        names = ", ".join(objective.name for objective in turret.objectives)
+        rows.append((turret.name, (await turret.current()).name, names, took))
+        camera = instrument.camera
+
+        async def one_frame() -> str:
+            await camera.trigger()
+            async for frame in camera.frames():
+                if isinstance(frame, Frame):
+                    return f"frame {frame.number}, {frame.pixels.shape} {frame.pixels.dtype}"
+            return "no frame"
+
+        answer, took = await timed(one_frame())
+        rows.append((camera.name, answer, f"{camera.bit_depth} bit", took))
+    return rows
