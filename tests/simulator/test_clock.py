@@ -279,13 +279,16 @@ def test_errors_arrive_where_the_job_was_awaited() -> None:
 
 @patient
 def test_a_deadline_passes_while_the_job_runs() -> None:
-    async def main() -> None:
+    async def main() -> float:
+        begun_s = time.perf_counter()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.03):
-                await asyncio.to_thread(busy, 0.1)
+                await asyncio.to_thread(busy, 0.2)
+        return time.perf_counter() - begun_s
 
-    _, virtual_s, _ = run(main)
+    waited_s, virtual_s, _ = run(main)
     assert 0.03 <= virtual_s < 0.06
+    assert waited_s < 0.15  # it was not waited for the job's end
 
 
 def test_a_deadline_longer_than_the_job_does_not_pass() -> None:
