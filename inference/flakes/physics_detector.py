@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -99,6 +100,7 @@ class DetectorSettings(BaseModel):
 class _Prepared:
     """Everything derived from settings and calibration once, not per photograph."""
 
+    settings: DetectorSettings
     tables: tuple[ColourTable, ...]
     kind_of_colour: npt.NDArray[np.uint8]
     cuts: Cuts
@@ -110,17 +112,30 @@ class PhysicsDetector:
     def __init__(
         self,
         settings: DetectorSettings,
-        calibration: Calibration | SubstrateCalibration | None = None,
+        calibration: Calibration
+        | SubstrateCalibration
+        | Sequence[SubstrateCalibration]
+        | None = None,
         flat_field: ImageRGB | None = None,
     ) -> None:
+        """Calibration: None for the nominal one; of several, each photograph takes its own wafer's.
+
+        flat_field: a photograph of nothing, same size as those to come; None for none.
+        """
         self._settings = settings
-        self._substrate_rgb: tuple[float, float, float] | None = None
-        if isinstance(calibration, SubstrateCalibration):
-            self._substrate_rgb = calibration.substrate_rgb
-            calibration = calibration.calibration
-        self._calibration = calibration or nominal_calibration(settings.oxide_nm)
+        if calibration is None:
+            calibration = nominal_calibration(settings.oxide_nm)
+        if isinstance(calibration, Calibration):
+            known: tuple[SubstrateCalibration, ...] = ()
+            self._calibration = calibration
+        else:
+            if isinstance(calibration, SubstrateCalibration):
+                calibration = (calibration,)
+            known = tuple(calibration)
+            nominal = nominal_calibration(settings.oxide_nm)
+            self._calibration = known[0].calibration if known else nominal
+        self._known = known
         self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
-        self._prepared = _prepared(settings, self._calibration)
 
     @property
     def name(self) -> str:
@@ -139,53 +154,42 @@ class PhysicsDetector:
 
     @property
     def calibration(self) -> Calibration:
-        """In use; the nominal one if none was given."""
+        """In use unless a photograph's substrate asks for another of those given."""
         return self._calibration
-
-    def with_calibration(self, calibration: Calibration | SubstrateCalibration) -> PhysicsDetector:
-        """The same detector for another wafer or lamp."""
-        other = PhysicsDetector(self._settings, calibration)
-        other._flat_field = self._flat_field
-        return other
 
     def detect(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeAnswer:
         """Find flakes; raises BadImage for anything but (h, w, 3) uint8 or uint16."""
         checked_image(pixels, pixel_size_nm, bit_depth)
-        seen = _look(
-            pixels,
-            bit_depth,
-            pixel_size_nm,
-            self._settings,
-            self._prepared,
-            self._substrate_rgb,
-            self._flat_field,
-        )
-        background = seen.background
+        full_scale = float(2**bit_depth - 1)
+        half = shrunk_half(pixels)
+        # Only where all photographs shall look alike is there a colour to expect.
+        expected_rgb = self._known[0].substrate_rgb if len(self._known) == 1 else None
+        background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
         reason = background.reason
-        if not reason and self._substrate_rgb is not None:
-            moved = drift(background.rgb, self._substrate_rgb)
+        calibration = self._calibration
+        if not reason and self._known:
+            nearest = nearest_calibration(self._known, background.rgb) or self._known[0]
+            calibration = nearest.calibration
+            moved = drift(background.rgb, nearest.substrate_rgb)
             if moved.is_deviant:
                 reason = (
                     "substrate colour is not the calibration's: "
                     f"ln(R/G) moved by {moved.red_over_green:+.2f}, "
                     f"ln(B/G) by {moved.blue_over_green:+.2f}"
                 )
-        detections: tuple[Detection, ...] = ()
-        if seen.sheet is not None and seen.terraces is not None:
-            found = _detections(
-                seen.sheet,
-                seen.terraces,
-                pixels.shape[:2],
-                pixel_size_nm,
-                self._settings,
-                self._calibration,
-                self._prepared,
-            )
-            detections = tuple(sorted(found, key=lambda d: -d.score))
+        found: list[Detection] = []
+        if not background.reason:
+            ready = _prepared(self._settings, calibration)
+            seen = _looked_at(pixels, half, background, full_scale, pixel_size_nm, ready)
+            if seen is not None:
+                sheet, terraces = seen
+                found = _detections(
+                    sheet, terraces, pixels.shape[:2], pixel_size_nm, calibration, ready
+                )
         return FlakeAnswer(
-            detections=detections,
+            detections=tuple(sorted(found, key=lambda d: -d.score)),
             substrate_rgb=background.rgb,
-            calibration=self._calibration,
+            calibration=calibration,
             in_distribution=not reason,
             reason=reason,
         )
@@ -196,6 +200,7 @@ def calibrate(
     settings: DetectorSettings,
     pixel_size_nm: float,
     bit_depth: int = 8,
+    flat_field: ImageRGB | None = None,
 ) -> tuple[SubstrateCalibration, ...]:
     """Fit one calibration per substrate colour seen in the images, the commonest first.
 
@@ -203,15 +208,19 @@ def calibrate(
     """
     nominal = nominal_calibration(settings.oxide_nm)
     prepared = _prepared(settings, nominal)
+    flat = None if flat_field is None else coarse_flat_field(flat_field)
     colours: list[tuple[float, float, float]] = []
     levels: list[list[Level]] = []
     for pixels in images:
         checked_image(pixels, pixel_size_nm, bit_depth)
-        seen = _look(pixels, bit_depth, pixel_size_nm, settings, prepared, None, None)
-        if seen.background.reason:
+        full_scale = float(2**bit_depth - 1)
+        half = shrunk_half(pixels)
+        background = estimate_background(pixels, full_scale, None, flat, half)
+        if background.reason:
             continue
-        colours.append(seen.background.rgb)
-        levels.append([] if seen.terraces is None else clean_levels(seen.terraces))
+        seen = _looked_at(pixels, half, background, full_scale, pixel_size_nm, prepared)
+        colours.append(background.rgb)
+        levels.append([] if seen is None else clean_levels(seen[1]))
     found = []
     for group in sorted(grouped_by_substrate(colours), key=len, reverse=True):
         pooled = [level for k in group for level in levels[k]]
@@ -267,13 +276,7 @@ def checked_image(pixels: ImageRGB, pixel_size_nm: float, bit_depth: int) -> Non
         raise BadImage(f"bit_depth {bit_depth} does not go with {pixels.dtype}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    background: Background
-    sheet: Sheet | None  # None: no candidates
-    terraces: Terraces | None  # None: no candidates
-
-
+@lru_cache(maxsize=16)
 def _prepared(settings: DetectorSettings, calibration: Calibration) -> _Prepared:
     optics = settings.optics
     tables = tuple(colour_table(key, calibration, optics) for key in settings.materials)
@@ -289,34 +292,29 @@ def _prepared(settings: DetectorSettings, calibration: Calibration) -> _Prepared
     off = float(np.clip(0.5 * thinnest, 0.012, 0.07))
     kinds = np.where(largest_channel(centres) < _DARK_CONTRAST, DARK, 0)
     kinds[plausible] = PLAUSIBLE
-    return _Prepared(tables, kinds.astype(np.uint8), Cuts(off=off))
+    return _Prepared(settings, tables, kinds.astype(np.uint8), Cuts(off=off))
 
 
-def _look(
+def _looked_at(
     pixels: ImageRGB,
-    bit_depth: int,
+    half: ImageRGB,
+    background: Background,
+    full_scale: float,
     pixel_size_nm: float,
-    settings: DetectorSettings,
     prepared: _Prepared,
-    expected_rgb: tuple[float, float, float] | None,
-    flat_field: FloatArray | None,
-) -> _Seen:
-    full_scale = float(2**bit_depth - 1)
+) -> tuple[Sheet, Terraces] | None:
+    """Terraces of a photograph; None where there are no candidates."""
     height, width = pixels.shape[:2]
-    half = shrunk_half(pixels)
-    background = estimate_background(pixels, full_scale, expected_rgb, flat_field, half)
-    if background.reason:
-        return _Seen(background, None, None)
-    min_area_px = settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
+    min_area_px = prepared.settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
     least_half_px = max(int(0.02 * min_area_px), 2)
     boxes = candidate_boxes(
         half, background, prepared.cuts.off, prepared.kind_of_colour, least_half_px
     )
     boxes = merged_boxes(boxes, width, height)
     if not boxes:
-        return _Seen(background, None, None)
+        return None
     sheet = packed_sheet(pixels, background, boxes, full_scale)
-    return _Seen(background, sheet, find_terraces(sheet, prepared.tables, prepared.cuts))
+    return sheet, find_terraces(sheet, prepared.tables, prepared.cuts)
 
 
 def _detections(
@@ -324,10 +322,10 @@ def _detections(
     terraces: Terraces,
     shape_px: tuple[int, ...],
     pixel_size_nm: float,
-    settings: DetectorSettings,
     calibration: Calibration,
     prepared: _Prepared,
 ) -> list[Detection]:
+    settings = prepared.settings
     count = terraces.area_px.size
     if count == 0:
         return []
