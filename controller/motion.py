@@ -458,17 +458,24 @@ class Motion:
         """
         x_um, y_um, z_um = to_um
         stage = self._stage_legs(x_um, y_um, source, stage_approach)
-        focus = self._focus_legs(z_um, source, focus_approach, where)
-        box = where
+        passed = where
         for leg in stage:
-            box = box.towards_xy(*leg.target_um)
-        low = box
+            answer = self._supervisor.check(leg.command, where, self._clock())
+            if isinstance(answer, Refusal) and answer.rule != "approach":
+                self._permit(leg.command, where)  # no order of the two can cure this
+            passed = passed.towards_xy(*leg.target_um)
+        focus = self._focus_legs(z_um, source, focus_approach, passed)
+        low = passed
         for leg in focus:
             low = low.towards_z(*leg.target_um)
-        refused = self._first_refusal(stage, low) or self._first_refusal(focus, box)
+        refused = self._first_refusal(stage, low) or self._first_refusal(focus, passed)
         if refused is None:
             return [stage, focus]
-        in_turn = focus + stage if z_um > where.z.high_um else stage + focus
+        if z_um > where.z.high_um:
+            in_turn = self._focus_legs(z_um, source, focus_approach, where) + stage
+        else:
+            there = Whereabouts(Span.at(x_um), Span.at(y_um), where.z, where.objective)
+            in_turn = stage + self._focus_legs(z_um, source, focus_approach, there)
         self._permit_all(in_turn, where)
         return [in_turn]
 

@@ -402,7 +402,7 @@ class Supervisor:
         if not _is_finite(z_um) or where.z.high_um - z_um <= step_um:
             return (z_um,)
         near_um = self._near_um(where)
-        if not math.isfinite(near_um) or z_um >= near_um:
+        if z_um >= near_um or z_um < self.floor_z_um(where):  # far away, or to be refused anyhow
             return (z_um,)
         top_um = min(near_um, where.z.high_um)
         # Each step begins where the one before ended, which is within tolerance of its target.
