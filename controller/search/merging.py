@@ -412,6 +412,8 @@ def _whole_outline(members: Sequence[TerracePiece]) -> tuple[Polygon, float, boo
     # A piece that others outgrow is no whole one: its tile lost the rest to dust or to shading.
     if max(p.polygon.area for p in members) > 1.25 * best.polygon.area:
         return None
+    if len(whole) == 1:
+        return best.polygon, best.area_um2, True
     # Cut pieces have their centroid elsewhere.
     alike = [p for p in whole if abs(p.polygon.area / best.polygon.area - 1.0) < 0.1]
     mean_um = np.mean([p.polygon.centroid.coords[0] for p in alike], axis=0)

@@ -12,6 +12,7 @@ for a seed, and no clock: effort is counted in tries.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ import numpy as np
 
 from controller.search.tiling import FloatArray, MoveTime
 
-_NEIGHBOURS = 10
+_NEAREST = 6
+_PER_QUADRANT = 3
 _LONGEST_SEGMENT = 3
+_WALK_STEPS = 3
 _MOST_TRIES = 5_000  # about a second on one core (EPYC, 2026), whatever the number of places
 
 
@@ -38,7 +41,7 @@ def visit_order(
     start_um: tuple[float, float],
     move_time: MoveTime,
     *,
-    tries_per_place: int = 25,
+    tries_per_place: int = 20,
     seed: int = 0,
 ) -> Tour:
     """Order places for a short open path from `start_um`.
@@ -53,7 +56,7 @@ def visit_order(
     if len(places_um) == 0:
         return Tour((), 0.0)
     cost_s = move_time(xy_um[:, None, 0] - xy_um[None, :, 0], xy_um[:, None, 1] - xy_um[None, :, 1])
-    path = _OpenPath(cost_s)
+    path = _OpenPath(cost_s, _neighbours(xy_um, cost_s))
     path.improve(list(range(len(xy_um))))
     path.kick(min(tries_per_place * len(places_um), _MOST_TRIES), random.Random(seed))
     order = path.order[1:-1]
@@ -66,16 +69,32 @@ def path_time_s(cost_s: FloatArray, order: Sequence[int]) -> float:
     return float(np.sum(cost_s[indices[:-1], indices[1:]]))
 
 
+def _neighbours(xy_um: FloatArray, cost_s: FloatArray) -> list[list[int]]:
+    """Nodes worth trying beside each node, the cheapest first.
+
+    The nearest ones, and the nearest in each quadrant: where flakes lie in clusters, all the
+    nearest are in the same one, and the links between clusters would never be tried.
+    """
+    chosen = []
+    for node, row in enumerate(np.argsort(cost_s, axis=1, kind="stable")):
+        others = row[row != node]
+        east = xy_um[others, 0] >= xy_um[node, 0]
+        north = xy_um[others, 1] >= xy_um[node, 1]
+        picked = [others[:_NEAREST]]
+        picked += [
+            others[(east == e) & (north == n)][:_PER_QUADRANT] for e in (0, 1) for n in (0, 1)
+        ]
+        unique = np.unique(np.concatenate(picked))
+        chosen.append(unique[np.argsort(cost_s[node, unique], kind="stable")].tolist())
+    return chosen
+
+
 class _OpenPath:
     """A path that begins with node 0 and ends with a node at no distance from everywhere."""
 
-    def __init__(self, cost_s: FloatArray) -> None:
+    def __init__(self, cost_s: FloatArray, near: list[list[int]]) -> None:
         count = len(cost_s)
-        near = np.argsort(cost_s, axis=1, kind="stable")
-        self._near = [
-            [int(other) for other in row if other != node][:_NEIGHBOURS]
-            for node, row in enumerate(near)
-        ]
+        self._near = near  # by node, the cheapest first
         padded = np.zeros((count + 1, count + 1))
         padded[:count, :count] = cost_s
         self._cost: list[list[float]] = padded.tolist()  # lists: scalar reads are what this does
@@ -103,7 +122,7 @@ class _OpenPath:
             place[order[i]] = i
 
     def length_s(self) -> float:
-        return sum(self._cost[a][b] for a, b in zip(self.order, self.order[1:], strict=False))
+        return sum(self._cost[a][b] for a, b in itertools.pairwise(self.order))
 
     def improve(self, nodes: list[int]) -> None:
         """Apply 2-opt and Or-opt moves around the given nodes until none helps."""
@@ -205,16 +224,21 @@ class _OpenPath:
             self._renumber(left + 1, last)
 
     def kick(self, tries: int, chance: random.Random) -> None:
-        """Exchange two short neighbouring stretches, repair, keep what is not longer."""
+        """Exchange two neighbouring stretches, repair, keep what is not longer.
+
+        Two ways to cut in turn: near each other on the chip, wherever that is on the path, found by
+        short random walks (Applegate, Cook and Rohe 2003); and at long links, which moves whole
+        clusters of flakes.
+        """
         if self._end < 5:
             return
         best_s = self.length_s()
-        for _ in range(tries):
+        for turn in range(tries):
+            cuts = self._cuts_nearby(chance) if turn % 2 else self._cuts_at_long_links(chance)
+            if len(cuts) < 3:
+                continue
+            p, q, r = cuts
             kept = list(self.order)
-            span = min(50, self._end - 1)
-            first = chance.randint(1, self._end - span)
-            cuts = sorted(chance.sample(range(first, first + span), min(3, span)))
-            p, q, r = cuts[0], cuts[1], cuts[2]
             order = self.order
             order[p:r] = order[q:r] + order[p:q]
             self._renumber(p, r - 1)
@@ -226,3 +250,24 @@ class _OpenPath:
             else:
                 self.order = kept
                 self._renumber(0, self._end)
+
+    def _cuts_at_long_links(self, chance: random.Random) -> list[int]:
+        order, cost = self.order, self._cost
+        weights = [cost[a][b] for a, b in itertools.pairwise(order[:-1])]
+        if sum(weights) <= 0:
+            return []
+        return sorted(set(chance.choices(range(1, self._end), weights, k=3)))
+
+    def _cuts_nearby(self, chance: random.Random) -> list[int]:
+        """Three places on the path, ascending, none of them the start; fewer if they coincide."""
+        centre = chance.randrange(1, self._end)
+        found = {self._place[centre]}
+        for _ in range(6):
+            node = centre
+            for _ in range(_WALK_STEPS):
+                node = chance.choice(self._near[node])
+            if node != 0:
+                found.add(self._place[node])
+            if len(found) == 3:
+                break
+        return sorted(found)
