@@ -91,7 +91,11 @@ class FocusSettings(Section):
     start_z_um: float | None = None  # None: focus is looked for from where the axis stands
     start_sigma_um: float = Field(default=25.0, gt=0.0, le=5_000.0)  # how far off it may stand
     seed_points: int = Field(default=4, ge=1, le=100)  # before the scan
-    tiles_per_autofocus: int = Field(default=40, ge=25, le=10_000)  # during the scan
+    # During the scan: when the surface is less sure than this, or after so many tiles anyway ...
+    refresh_sigma_dof: float = Field(default=0.35, gt=0.0, le=10.0)
+    most_tiles_between: int = Field(default=200, ge=25, le=100_000)
+    # ... but never more often than this.
+    least_tiles_between: int = Field(default=25, ge=25, le=100_000)
     sweep: FocusSweepSettings = FocusSweepSettings()
     surface: FocusSurfaceSettings = FocusSurfaceSettings()
 

@@ -880,7 +880,7 @@ class Search:
         await self._go(todo[0].x_um, todo[0].y_um, objective)
         began_s = loop.time()
         least_s, at = np.zeros(3), todo[0]
-        self._tiles_since_focus = self._settings.focus.tiles_per_autofocus if is_resumed else 0
+        self._tiles_since_focus = self._settings.focus.most_tiles_between if is_resumed else 0
         for round_ in range(1 + _RETAKES):
             for tile in todo:
                 await self._go(tile.x_um, tile.y_um, objective)
@@ -917,14 +917,19 @@ class Search:
         """Refresh the surface now and then, on a tile that has something to focus on."""
         if not self._settings.focus.enabled:
             return
+        settings = self._settings.focus
         self._tiles_since_focus += 1
-        due = self._settings.focus.tiles_per_autofocus
-        if self._tiles_since_focus <= due:
-            return
-        is_overdue = self._tiles_since_focus > due * 1.5
-        if not is_overdue and tile not in self._focus_candidates():
+        if self._tiles_since_focus <= settings.least_tiles_between:
             return
         z_um, sigma_um = self._expected_z_um(tile.x_um, tile.y_um, objective)
+        is_unsure = sigma_um > settings.refresh_sigma_dof * objective.depth_of_field_um()
+        is_late = self._tiles_since_focus > settings.most_tiles_between
+        if not (is_unsure or is_late):
+            return
+        # An empty field cannot be focused: wait for a better one, but not for ever.
+        patience = settings.least_tiles_between * 1.5
+        if tile not in self._focus_candidates() and self._tiles_since_focus < patience:
+            return
         result = await self._autofocus("track", tile.x_um, tile.y_um, z_um, sigma_um)
         self._tiles_since_focus = 0
         if not result.is_focused:
