@@ -15,7 +15,7 @@ pixels is taken off, so that an empty field under a vignette is as empty as any.
 How much of the energy is noise is asked of the image itself. Gaussian noise has a gradient energy
 with an exponential distribution, whose median is ln 2 of its mean; flakes cover little of a
 field, so the median of all pixels is noise, coloured or not, unless texture is everywhere; then
-four times what a Laplacian sees of white noise (Immerkaer 1996) is the lower of the two.
+eight times what a Laplacian sees of white noise (Immerkaer 1996) is the lower of the two.
 `texture_ratio` is the energy over that: near 1, there is nothing in the field to focus on.
 """
 
@@ -147,7 +147,7 @@ def _energies(grey: npt.NDArray[np.float32], sigma_px: float) -> tuple[float, fl
     by_median = float(np.median(squared[::3, ::3])) / _LN2
     # White noise of unit variance through these kernels; rounding alone is a twelfth of it.
     gain = 2.0 * float(np.sum(slope**2) * np.sum(smooth**2))
-    by_laplacian = 4.0 * gain * _noise_variance(grey)
+    by_laplacian = 8.0 * gain * _noise_variance(grey)
     return max(energy, 0.0), max(min(by_median, by_laplacian), gain / 12.0)
 
 
