@@ -15,11 +15,9 @@ What costs how much on the virtual clock:
   advance as far as the job has certainly not ended, so a timer that falls inside it fires inside it
   and a 3 s move beside a 50 ms computation ends at 3 s.
 - Rendering costs nothing: a real microscope does not render. `run_free` (a thread) and `rendering`
-  (on the spot) hold the clock while the simulator draws. `run_free(..., due_s=t)` promises that
-  nobody needs the picture before `t`, so that the loop may go on until then while it is drawn.
-
-Virtual durations are wall times measured on a machine that renders as well, hence pessimistic: the
-renderer competes with the very jobs that are measured.
+  (on the spot) hold the clock while the simulator draws; `run_free` hands the picture over when it
+  is due. Meanwhile the loop's thread stands still: beside a renderer its Python would wait for
+  cores and for the interpreter's lock, and be charged for it. Jobs that run already go on.
 
 Limits: sockets and foreign threads wake the loop as usual (`call_soon_threadsafe`), but the loop
 cannot know that they are about to, so it does not wait for them when a timer is pending. Wire
@@ -40,11 +38,11 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heapreplace
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -78,16 +76,19 @@ class _Hold:
     """A picture is being drawn that costs no time; the clock may not pass `due_ns` (virtual)."""
 
     due_ns: int
+    drawing: Future[Any]
 
 
 class _AskingSelector(selectors.DefaultSelector):
     """The platform's selector, asking the clock before it waits."""
 
+    before_poll: Callable[[], None]
     before_wait: Callable[[float | None], float | None]  # timeout -> what to block for; 0: don't
     after_wait: Callable[[], None]
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready; let the clock jump instead of waiting for a timer."""
+        self.before_poll()
         events = super().select(0)
         if events or (timeout is not None and timeout <= 0):
             return events
@@ -114,6 +115,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._workers: weakref.WeakKeyDictionary[Executor, list[int]] = weakref.WeakKeyDictionary()
         self._default_workers: list[int] = []
         selector = _AskingSelector()
+        selector.before_poll = self._stand_still_while_drawing
         selector.before_wait = self._jump_or_hold
         selector.after_wait = self._release_clock
         super().__init__(selector)
@@ -168,15 +170,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def run_free(
         self,
-        executor: Executor | None,
+        executor: ThreadPoolExecutor,
         func: Callable[[*Args], T],
         *args: *Args,
         due_s: float | None = None,
     ) -> asyncio.Future[T]:
         """Run `func` in a worker at no cost; the result arrives at `due_s` (None: at once)."""
         now_ns = self._now_ns()
-        hold = _Hold(now_ns if due_s is None else max(now_ns, math.ceil(due_s * _NS_PER_S)))
-        inner = super().run_in_executor(executor, func, *args)
+        due_ns = now_ns if due_s is None else max(now_ns, math.ceil(due_s * _NS_PER_S))
+        hold = _Hold(due_ns, executor.submit(func, *args))
+        inner: asyncio.Future[T] = asyncio.wrap_future(hold.drawing, loop=self)
         self._holds.add(hold)
         outer: asyncio.Future[T] = self.create_future()
 
@@ -262,6 +265,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         else:
             self.call_at(at_ns / _NS_PER_S, pass_on)
 
+    def _stand_still_while_drawing(self) -> None:
+        if self._holds:
+            self._hold_clock()
+            try:
+                wait([hold.drawing for hold in self._holds], timeout=_LONGEST_BLOCK_NS / _NS_PER_S)
+            finally:
+                self._release_clock()
+
     def _jump_or_hold(self, timeout_s: float | None) -> float | None:
         """Jump to the next timer (0), or say for how long to block in real time (None: for ever).
 
@@ -302,7 +313,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 async def run_free(
-    executor: Executor | None,
+    executor: ThreadPoolExecutor,
     func: Callable[[*Args], T],
     *args: *Args,
     due_s: float | None = None,
