@@ -36,7 +36,7 @@ from shapely.geometry.base import BaseGeometry
 from controller import figures
 from controller.errors import BadSettings
 from controller.geometry import CameraGeometry
-from controller.messages import CatalogueEntry, Phase, RunStarted
+from controller.messages import CalibrationFitted, CatalogueEntry, Phase, RunStarted
 from controller.record import rundir
 from controller.record.frames import FrameStore
 from controller.record.journal import Journal
@@ -56,7 +56,8 @@ from inference.api import (
     SharpnessMeasure,
 )
 from inference.flakes import ladder as ladders
-from inference.flakes.calibration import nominal_calibration
+from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
+from inference.flakes.evaluate import evaluate_folder
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, calibrate
 from inference.focus.gradient import GradientSharpness
 from inference.focus.parabola import InverseParabola
@@ -77,16 +78,40 @@ class PhysicsEyes:
     def _for(self, objective: Objective) -> DetectorSettings:
         return self.settings.model_copy(update={"numerical_aperture": objective.numerical_aperture})
 
-    def detector(self, objective: Objective, calibration: Calibration | None) -> FlakeDetector:
+    def detector(
+        self, objective: Objective, calibrations: Sequence[CalibrationFitted]
+    ) -> FlakeDetector:
         """The colours that this lens should show, under the fitted or the nominal calibration."""
-        return PhysicsDetector(self._for(objective), calibration)
+        settings = self._for(objective)
+        if not calibrations:
+            return PhysicsDetector(settings)
+        fitted = [
+            SubstrateCalibration(
+                c.substrate_rgb, Calibration(c.oxide_nm, c.gain_rgb, c.confidence, c.source)
+            )
+            for c in calibrations
+        ]
+        if objective.name != calibrations[0].objective:
+            # Another lens shows the bare substrate a little differently: no drift to look for.
+            return PhysicsDetector(settings, fitted[0].calibration)
+        return PhysicsDetector(settings, fitted)
 
     def calibrate(
         self, images: Sequence[Pixels], objective: Objective, bit_depth: int
-    ) -> Calibration | None:
-        """The commonest substrate's calibration; None: there was nothing to fit on."""
+    ) -> Sequence[CalibrationFitted]:
+        """One calibration for each kind of substrate, the commonest first."""
         fitted = calibrate(images, self._for(objective), objective.pixel_size_nm, bit_depth)
-        return fitted[0].calibration if fitted else None
+        return [
+            CalibrationFitted(
+                f.calibration.oxide_nm,
+                f.calibration.gain_rgb,
+                f.calibration.confidence,
+                f.calibration.source,
+                f.substrate_rgb,
+                objective.name,
+            )
+            for f in fitted
+        ]
 
 
 def open_instrument(settings: Settings, file: str) -> Instrument:
@@ -541,3 +566,41 @@ async def _examined(instrument: Instrument, settings: Settings) -> list[tuple[st
         answer, took = await timed(one_frame())
         rows.append((camera.name, answer, f"{camera.bit_depth} bit", took))
     return rows
+
+
+# --- scopeloop evaluate --------------------------------------------------------------------
+
+
+def evaluate_flakes(
+    images: Path,
+    masks: Path,
+    console: Console,
+    *,
+    predictions: Path | None,
+    pixel_size_nm: float,
+    materials: tuple[str, ...],
+    oxide_nm: float,
+    sheet: Path | None,
+    out: Path | None,
+) -> None:
+    """Score the detector, or another program's masks, on a folder of images."""
+    settings = validated(
+        DetectorSettings, {"materials": materials, "oxide_nm": oxide_nm}, "", prefix="detector"
+    )
+    with Progress(console=console) as progress:
+        task = progress.add_task("evaluate", total=None)
+        found = evaluate_folder(
+            images,
+            masks,
+            settings,
+            pixel_size_nm,
+            predictions=predictions,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    rows = [
+        figures.Row(r.name, r.value, r.unit, r.bar, r.better, r.baseline, r.n, r.ci95, r.note)
+        for r in found.rows
+    ]
+    figures.show(console, "evaluate flakes", rows)
+    if out is not None:
+        figures.write_json(out, "flakes", rows, None)

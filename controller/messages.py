@@ -144,12 +144,17 @@ class FocusMeasured:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationFitted:
-    """What the detector takes the microscope's colours to mean from here on."""
+    """What the detector takes the microscope's colours to mean from here on.
+
+    One fact for each kind of substrate that was seen, the commonest first; normally one.
+    """
 
     oxide_nm: float
     gain_rgb: tuple[float, float, float]
     confidence: float
     source: str
+    substrate_rgb: tuple[float, float, float] = (0.0, 0.0, 0.0)  # digital numbers, where fitted
+    objective: str = ""  # the one it was fitted with
     kind: Literal["calibration_fitted"] = "calibration_fitted"
 
 

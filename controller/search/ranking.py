@@ -115,7 +115,7 @@ def _worth(terrace: Terrace, aspect: float, isolation_um: float, wish: Wish) -> 
     least_um2 = max(wish.min_area_um2, 1.0)
     doublings = math.log2(max(terrace.area_um2, least_um2) / least_um2)
     large = (1.0 + doublings) / (4.0 + doublings)  # 1/4 at the least area, towards 1
-    compact = max(1.0, aspect / 2.0) ** -0.25  # no penalty up to 2 to 1
+    compact = math.pow(max(1.0, aspect / 2.0), -0.25)  # no penalty up to 2 to 1
     alone = 0.8 + 0.2 * min(isolation_um, _ISOLATED_UM) / _ISOLATED_UM
     return terrace.score * min(1.0, sure) * large * compact * alone
 

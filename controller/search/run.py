@@ -87,7 +87,7 @@ from controller.settings import Settings
 from controller.stream import Exposure, FrameStream
 from drivers.api import Frame, Instrument, MissingFrames, Objective, Pixels, Pose
 from drivers.errors import DriverError
-from inference.api import Calibration, FlakeDetector, FocusEstimator, SharpnessMeasure
+from inference.api import FlakeDetector, FocusEstimator, SharpnessMeasure
 
 _IN_FLIGHT: Final = 6  # frames exposed and not yet looked at
 _OVERVIEW_PX: Final = 320  # width of the small pictures that find the chip
@@ -111,14 +111,16 @@ class Eyes(Protocol):
         """Where focus is, given a sweep."""
         ...
 
-    def detector(self, objective: Objective, calibration: Calibration | None) -> FlakeDetector:
-        """The detector for one lens; None: nothing was fitted yet."""
+    def detector(
+        self, objective: Objective, calibrations: Sequence[CalibrationFitted]
+    ) -> FlakeDetector:
+        """The detector for one lens; empty: nothing was fitted yet."""
         ...
 
     def calibrate(
         self, images: Sequence[Pixels], objective: Objective, bit_depth: int
-    ) -> Calibration | None:
-        """Fit the microscope's colours; None: nothing to fit on."""
+    ) -> Sequence[CalibrationFitted]:
+        """Fit the microscope's colours; empty: there was nothing to fit on."""
         ...
 
 
@@ -454,13 +456,7 @@ class Search:
     def _detector(self, objective: Objective) -> FlakeDetector:
         detector = self._detectors.get(objective.name)
         if detector is None:
-            fitted = self._state.calibration
-            calibration = None
-            if fitted is not None:
-                calibration = Calibration(
-                    fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source
-                )
-            detector = self._eyes.detector(objective, calibration)
+            detector = self._eyes.detector(objective, self._state.calibrations)
             self._detectors[objective.name] = detector
         return detector
 
@@ -489,17 +485,15 @@ class Search:
         objective = self._objectives[self._settings.scan.objective]
         bit_depth = self._instrument.camera.bit_depth
 
-        def fit() -> Calibration | None:
+        def fit() -> Sequence[CalibrationFitted]:
             images = [self._frames.load("tile", index) for index in tiles]
             return self._eyes.calibrate(images, objective, bit_depth)
 
         fitted = await asyncio.get_running_loop().run_in_executor(self._fitter, fit)
-        if fitted is None:
+        if not fitted:
             self._post(Skipped("colour calibration", "nothing to fit on; nominal colours are used"))
-            return
-        self._post(
-            CalibrationFitted(fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source)
-        )
+        for calibration in fitted:
+            self._post(calibration)
         self._detectors.clear()
 
     async def _finish_calibration(self) -> None:

@@ -45,7 +45,7 @@ class SearchState:
     analysed: dict[ShotKey, Analysed] = field(default_factory=dict)
     chip: ChipFound | None = None
     focus_points: list[FocusMeasured] = field(default_factory=list)
-    calibration: CalibrationFitted | None = None
+    calibrations: list[CalibrationFitted] = field(default_factory=list)
     outdated: set[ShotKey] = field(default_factory=set)  # analysed before the calibration
     scan: ScanPlanned | None = None
     revisits: RevisitsPlanned | None = None
@@ -55,6 +55,11 @@ class SearchState:
     refused: list[CommandRefused] = field(default_factory=list)
     finished: RunFinished | None = None  # of the latest session; None while it runs
     ended: list[RunFinished] = field(default_factory=list)
+
+    @property
+    def calibration(self) -> CalibrationFitted | None:
+        """Of the commonest substrate; None: the nominal colours are used."""
+        return self.calibrations[0] if self.calibrations else None
 
     def is_done(self, shot: ShotKind, index: int) -> bool:
         """Whether a shot needs no further exposure: its pixels are on disk."""
@@ -90,7 +95,7 @@ def advance(state: SearchState, fact: Fact) -> None:
         case FocusMeasured():
             state.focus_points.append(fact)
         case CalibrationFitted():
-            state.calibration = fact
+            state.calibrations.append(fact)
             state.outdated = {key for key in state.analysed if key[0] == "tile"}
         case ScanPlanned():
             state.scan = fact
