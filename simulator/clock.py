@@ -19,6 +19,10 @@ What costs how much on the virtual clock:
   is due. Meanwhile the loop's thread stands still: beside a renderer its Python would wait for
   cores and for the interpreter's lock, and be charged for it. Jobs that run already go on.
 
+With `charges_compute=False` neither own Python nor jobs cost anything and results arrive in the
+order of submission: then a seeded run is the same to the last bit, whatever the machine does. Jobs
+must not wait for the loop, nor the loop for the clock without sleeping.
+
 Limits: sockets and foreign threads wake the loop as usual (`call_soon_threadsafe`), but the loop
 cannot know that they are about to, so it does not wait for them when a timer is pending. Wire
 emulators run on the ordinary loop. Jobs in a process pool are charged from submission to result.
@@ -72,23 +76,25 @@ class _Job:
 
 
 @dataclass(slots=True, eq=False)
-class _Hold:
-    """A picture is being drawn that costs no time; the clock may not pass `due_ns` (virtual)."""
+class _Drawing:
+    """Something that costs no time is being computed; the loop stands still meanwhile."""
 
-    due_ns: int
-    drawing: Future[Any]
+    result: Future[Any]
+    due_ns: int  # virtual
+    outer: asyncio.Future[Any]
 
 
 class _AskingSelector(selectors.DefaultSelector):
     """The platform's selector, asking the clock before it waits."""
 
-    before_poll: Callable[[], None]
+    stand_still: Callable[[], bool]
     before_wait: Callable[[float | None], float | None]  # timeout -> what to block for; 0: don't
     after_wait: Callable[[], None]
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready; let the clock jump instead of waiting for a timer."""
-        self.before_poll()
+        if self.stand_still():
+            return super().select(0)
         events = super().select(0)
         if events or (timeout is not None and timeout <= 0):
             return events
@@ -105,22 +111,27 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop that skips the waiting; the module's text says what costs how much.
 
     `time()` is the instrument's time in seconds, starting near 0.
+    charges_compute: whether own Python and executor jobs cost their wall time, or nothing.
     """
 
-    def __init__(self) -> None:
-        self._offset_ns = -time.perf_counter_ns()
+    def __init__(self, *, charges_compute: bool = True) -> None:
+        self._charges_compute = charges_compute
+        self._offset_ns = 0
+        self._offset_ns = -self._real_ns()
         self._held_from_ns: int | None = None  # real; None: the clock runs
         self._jobs: set[_Job] = set()
-        self._holds: set[_Hold] = set()
+        self._drawings: list[_Drawing] = []  # in the order of submission
         self._workers: weakref.WeakKeyDictionary[Executor, list[int]] = weakref.WeakKeyDictionary()
         self._default_workers: list[int] = []
         selector = _AskingSelector()
-        selector.before_poll = self._stand_still_while_drawing
+        selector.stand_still = self._stand_still
         selector.before_wait = self._jump_or_hold
         selector.after_wait = self._release_clock
         super().__init__(selector)
         # asyncio fires timers early by this much; on Windows its own value is 16 ms.
         self._clock_resolution = 1e-9
+        if not charges_compute:
+            self.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))
 
     def time(self) -> float:
         """Seconds on the instrument's clock; never goes back."""
@@ -133,6 +144,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         *args: *Args,
     ) -> asyncio.Future[T]:
         """Run `func` in a worker; its result arrives after its own wall time on this clock."""
+        if not self._charges_compute:
+            pool = getattr(self, "_default_executor", None) if executor is None else executor
+            if isinstance(pool, ThreadPoolExecutor):
+                return self.run_free(pool, func, *args)
         job = _Job(workers=[], submitted_ns=self._now_ns())
 
         def timed() -> T:
@@ -178,21 +193,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Run `func` in a worker at no cost; the result arrives at `due_s` (None: at once)."""
         now_ns = self._now_ns()
         due_ns = now_ns if due_s is None else max(now_ns, math.ceil(due_s * _NS_PER_S))
-        hold = _Hold(due_ns, executor.submit(func, *args))
-        inner: asyncio.Future[T] = asyncio.wrap_future(hold.drawing, loop=self)
-        self._holds.add(hold)
         outer: asyncio.Future[T] = self.create_future()
-
-        def ended(inner: asyncio.Future[T]) -> None:
-            self._holds.discard(hold)
-            self._deliver(inner, outer, hold.due_ns)
-
-        def abandoned(outer: asyncio.Future[T]) -> None:
-            if outer.cancelled():
-                inner.cancel()
-
-        inner.add_done_callback(ended)
-        outer.add_done_callback(abandoned)
+        self._drawings.append(_Drawing(executor.submit(func, *args), due_ns, outer))
         return outer
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
@@ -224,14 +226,18 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _now_ns(self) -> int:
         held_from_ns = self._held_from_ns
-        return (time.perf_counter_ns() if held_from_ns is None else held_from_ns) + self._offset_ns
+        return (self._real_ns() if held_from_ns is None else held_from_ns) + self._offset_ns
+
+    def _real_ns(self) -> int:
+        """What the clock runs on with while nothing holds it."""
+        return time.perf_counter_ns() if self._charges_compute else 0
 
     def _hold_clock(self) -> None:
-        self._held_from_ns = time.perf_counter_ns()
+        self._held_from_ns = self._real_ns()
 
     def _release_clock(self) -> None:
         if self._held_from_ns is not None:
-            self._offset_ns -= time.perf_counter_ns() - self._held_from_ns
+            self._offset_ns -= self._real_ns() - self._held_from_ns
             self._held_from_ns = None
 
     def _workers_of(self, executor: Executor | None) -> list[int]:
@@ -246,7 +252,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self._workers[executor] = workers
         return workers
 
-    def _deliver(self, inner: asyncio.Future[T], outer: asyncio.Future[T], at_ns: int) -> None:
+    def _deliver(
+        self,
+        inner: asyncio.Future[T] | Future[T],
+        outer: asyncio.Future[T],
+        at_ns: int,
+    ) -> None:
         """Pass the outcome on at the virtual moment `at_ns`, or now if that has passed."""
 
         def pass_on() -> None:
@@ -265,13 +276,22 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         else:
             self.call_at(at_ns / _NS_PER_S, pass_on)
 
-    def _stand_still_while_drawing(self) -> None:
-        if self._holds:
-            self._hold_clock()
-            try:
-                wait([hold.drawing for hold in self._holds], timeout=_LONGEST_BLOCK_NS / _NS_PER_S)
-            finally:
-                self._release_clock()
+    def _stand_still(self) -> bool:
+        """Wait while something is drawn and deliver what is done; False: nothing is drawn."""
+        if not self._drawings:
+            return False
+        self._hold_clock()
+        try:
+            wait([each.result for each in self._drawings], timeout=_LONGEST_BLOCK_NS / _NS_PER_S)
+        finally:
+            self._release_clock()
+        drawings, self._drawings = self._drawings, []
+        for drawing in drawings:
+            if drawing.result.done():
+                self._deliver(drawing.result, drawing.outer, drawing.due_ns)
+            else:
+                self._drawings.append(drawing)
+        return True
 
     def _jump_or_hold(self, timeout_s: float | None) -> float | None:
         """Jump to the next timer (0), or say for how long to block in real time (None: for ever).
@@ -279,7 +299,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         Only called when nothing is ready. If it says to block because something is being computed,
         the clock is held until `_release_clock`.
         """
-        if not self._jobs and not self._holds:
+        if not self._jobs:
             if timeout_s is None:
                 return None
             self._offset_ns += math.ceil(timeout_s * _NS_PER_S)
@@ -288,7 +308,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         wanted_ns = None if timeout_s is None else math.ceil(timeout_s * _NS_PER_S)
         # Bounds that grow by themselves (running jobs), and those that wait for something to end.
         growing_ns: list[int] = []
-        fixed_ns = [hold.due_ns for hold in self._holds]
+        fixed_ns: list[int] = []
         queued: list[_Job] = []
         busy: Counter[int] = Counter()  # workers at work, by executor
         for job in self._jobs:

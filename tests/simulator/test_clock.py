@@ -419,3 +419,29 @@ def test_time_never_goes_back() -> None:
                 last_s = loop.time()
 
     run(main)
+
+
+def test_without_charges_only_waiting_costs_and_order_is_that_of_submission() -> None:
+    async def main() -> tuple[float, list[float]]:
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        seen: list[float] = []
+
+        async def job(duration_s: float) -> None:
+            await asyncio.to_thread(busy, duration_s)
+            seen.append(duration_s)
+
+        async with asyncio.TaskGroup() as group:
+            for duration_s in (0.04, 0.001, 0.02):
+                group.create_task(job(duration_s))
+        time.sleep(0.01)  # noqa: ASYNC251 - own Python is free too
+        await asyncio.sleep(0.25)
+        with ThreadPoolExecutor(1) as worker:
+            await loop.run_in_executor(worker, busy, 0.01)
+            await run_free(worker, busy, 0.01, due_s=begun_s + 0.5)
+        return loop.time() - begun_s, seen
+
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(charges_compute=False)) as runner:
+        virtual_s, seen = runner.run(main())
+    assert virtual_s == pytest.approx(0.5, abs=1e-6)
+    assert seen == [0.04, 0.001, 0.02]

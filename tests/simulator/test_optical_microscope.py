@@ -442,6 +442,30 @@ def test_the_same_seed_gives_the_same_bytes_on_a_real_chip() -> None:
     assert not np.array_equal(first[0].pixels, first[1].pixels)
 
 
+def test_where_computing_is_free_a_run_with_all_its_flaws_repeats_to_the_bit() -> None:
+    async def main() -> tuple[list[Frame], list[Any]]:
+        wanted = chip_settings(is_ideal=False, seed=7)
+        async with SimulatedMicroscope(wanted) as microscope:
+            frames = []
+            for step in range(4):
+                await go(microscope, 20.0 * step, -10.0 * step)
+                await focus(microscope, 2.0 * step)
+                frames.append(await expose(microscope))
+                await asyncio.to_thread(time.sleep, 0.002 * (step % 2))
+            return frames, list(microscope.truth().exposures)
+
+    def run() -> tuple[list[Frame], list[Any]]:
+        with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(charges_compute=False)) as runner:
+            return runner.run(main())
+
+    (first, truth), (again, truth_again) = run(), run()
+    assert truth == truth_again
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+        assert a.pose == b.pose
+        assert (a.exposed_from_s, a.exposed_until_s) == (b.exposed_from_s, b.exposed_until_s)
+
+
 def test_light_follows_lamp_and_exposure_on_a_real_chip() -> None:
     async def main() -> list[float]:
         async with SimulatedMicroscope(chip_settings(sensor={"bit_depth": 12})) as microscope:
