@@ -41,7 +41,7 @@ Arrival: TypeAlias = Literal["new", "reordered", "duplicate", "late"]
 # kept: recorded, or handed to whoever triggered it. lost: the record lane could not take it.
 Fate: TypeAlias = Literal["kept", "shown", "dropped_by_live", "unwanted", "stale", "bad", "lost"]
 
-_REORDER_FRAMES: Final = 16  # how late a frame may come and still be itself
+_REORDER_FRAMES: Final = 8  # how late a frame may come and still be itself
 _UNCLAIMED_FRAMES: Final = 64  # triggered, arrived, and nobody has asked for them yet
 _BACKWARDS_FRAMES: Final = 64  # old numbers in a row: the source has started to count anew
 _EXPOSURE_MARGIN_S: Final = 2.0  # beyond the exposure itself: shutter, trigger line, driver
@@ -127,6 +127,12 @@ class FrameLedger:
             self._first = report.first
             self._highest = report.first - 1
         lost: list[MissingFrames] = []
+        if report.first < self._first and self._first - report.last <= self._reorder_frames:
+            # Lost before the first that came, reported after it.
+            last = min(report.last, self._first - 1)
+            self._awaited.update(dict.fromkeys(range(last + 1, self._first)))
+            self._first = report.first
+            lost.append(self._lose(report.first, last, report.reason))
         for number in [n for n in self._awaited if report.first <= n <= report.last]:
             del self._awaited[number]
             lost.append(self._lose(number, number, report.reason))

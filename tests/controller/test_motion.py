@@ -822,7 +822,15 @@ NASTY_UM = st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1e308, 1e7, 0
 LATERAL_UM = st.one_of(NASTY_UM, st.floats(-1100.0, 1100.0), st.floats(-6000.0, 6000.0))
 HEIGHT_UM = st.one_of(NASTY_UM, st.floats(-400.0, 400.0), st.floats(-2000.0, 12_000.0))
 AXIS_FAULTS = ["", "", "ignored", "stuck", "unknown", "short", "slow", "flaky", "link_lost"]
-AXIS_FAULTS += ["refused", "silent", "nan", "hangs_at_start", "hangs_at_read", "halt_silent"]
+AXIS_FAULTS += [
+    "slow_to_start",
+    "refused",
+    "silent",
+    "nan",
+    "hangs_at_start",
+    "hangs_at_read",
+    "halt_silent",
+]
 
 
 class Anything(RuleBasedStateMachine):
