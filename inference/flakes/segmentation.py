@@ -8,8 +8,7 @@ into one sheet, is the full resolution looked at. On the sheet:
 2. Each core pixel is placed along the contrast ladder; a core whose pixels crowd in several places
    is cut at the valleys between them. The ladder gives the axis only: an even terrace is never cut
    because its colour lies between two layer numbers.
-3. Pixels between cores go to the nearest one, then along every border to whichever side's colour is
-   closer, which puts the border half way up the blurred step. Substrate and everything that is no
+3. Cores grow until they meet; then every border moves to where the closer of both colours changes, which puts the border half way up the blurred step. Substrate and everything that is no
    flake (bulk, residue) own cores too: the rim of a bulk crystal passes through all colours of the
    ladder and must not become a ring of thin flakes.
 4. Neighbours of equal colour are joined, unless a crack runs between them.
@@ -57,7 +56,7 @@ class Cuts:
     noise_reference: float = 0.006  # noise for which `flat_gradient` is meant
     valley: float = 0.7  # of the smaller peak: a shallower valley does not separate terraces
     core_px: int = 40
-    reach_px: float = 12.0
+    reach_px: int = 12
     merge_contrast: float = 0.015
     crack_contrast: float = 0.012
 
@@ -431,23 +430,32 @@ def _valleys(histogram: npt.NDArray[np.float32], depth: float, core_px: int) -> 
 
 
 def _grown(markers: Labels, sheet: Sheet, cuts: Cuts, ground: int) -> Labels:
-    """Give every pixel between cores to the nearest, then to the closer colour along borders."""
-    blank = (markers == 0).view(np.uint8)
-    distance, nearest = cv2.distanceTransformWithLabels(
-        blank, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    # `nearest` numbers the marker pixels; look their labels up.
-    seeds = np.zeros(int(nearest.max()) + 1, dtype=np.int32)
-    on_marker = np.flatnonzero(markers)
-    seeds[nearest.ravel()[on_marker]] = markers.ravel()[on_marker]
-    labels = seeds[nearest]
-    labels[distance > cuts.reach_px] = ground
-    labels[~sheet.inside] = 0
-    means = _mean_colours(markers, sheet.contrast, ground)
-    is_free = ((markers == 0) & sheet.inside).view(np.uint8)
+    """Grow the cores until they meet, then move borders to where the closer colour changes."""
+    labels = np.where(sheet.inside, markers, 0).astype(np.int32)
+    means = _mean_colours(labels, sheet.contrast, ground)
+    is_free = ((labels == 0) & sheet.inside).view(np.uint8)
     width = labels.shape[1]
     flat_labels = labels.ravel()
     colours = sheet.contrast.reshape(-1, 3)
+    steps = (-1, 1, -width, width)
+    taken = (labels > 0).view(np.uint8)
+    for _ in range(cuts.reach_px):
+        reached = cv2.dilate(taken, _CROSS)
+        reached &= is_free
+        edge = np.flatnonzero((reached > taken).view(np.bool_))
+        if edge.size == 0:
+            break
+        here = colours[edge]
+        best, best_error = np.zeros(edge.size, np.int32), np.full(edge.size, np.inf, np.float32)
+        for step in steps:
+            candidate = flat_labels[edge + step]
+            error = _squared(here - means[candidate])
+            better = (error < best_error) & (candidate != 0)
+            best = np.where(better, candidate, best)
+            best_error = np.where(better, error, best_error)
+        flat_labels[edge] = best
+        taken.ravel()[edge] = 1
+    labels[(labels == 0) & sheet.inside] = ground
     for _ in range(6):
         small = labels.astype(np.uint16)
         border = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, _CROSS)
@@ -457,10 +465,10 @@ def _grown(markers: Labels, sheet: Sheet, cuts: Cuts, ground: int) -> Labels:
         own = flat_labels[edge]
         here = colours[edge]
         best, best_error = own, _squared(here - means[own])
-        for step in (-1, 1, -width, width):
+        for step in steps:
             candidate = flat_labels[edge + step]
             error = _squared(here - means[candidate])
-            better = (error < best_error) & (candidate != 0)
+            better = (error < 0.8 * best_error) & (candidate != 0)
             best = np.where(better, candidate, best)
             best_error = np.where(better, error, best_error)
         changed = best != own
@@ -501,8 +509,7 @@ def _joined(labels: Labels, contrast: FloatImage, cuts: Cuts, ground: int) -> La
         seam = sums / np.maximum(lengths, 1)[:, None]
         for k, pair in enumerate(pairs.tolist()):
             a, b = divmod(pair, ground + 1)
-            between = 0.5 * (means[a] + means[b])
-            if np.abs(seam[k] - between).max() < cuts.crack_contrast:
+            if not _is_crack(seam[k], 0.5 * (means[a] + means[b]), cuts.crack_contrast):
                 roots = _root(family, a), _root(family, b)
                 family[max(roots)] = min(roots)
     family[ground] = 0
@@ -511,6 +518,15 @@ def _joined(labels: Labels, contrast: FloatImage, cuts: Cuts, ground: int) -> La
     numbers = np.zeros(ground + 1, dtype=np.int32)
     numbers[kept] = np.arange(1, kept.size + 1)
     return np.asarray(numbers[parent][labels], dtype=np.int32)
+
+
+def _is_crack(seam_rgb: FloatImage, flake_rgb: FloatImage, limit: float) -> bool:
+    """Whether a seam is a mixture of flake and substrate, and not a fold or a line of dirt."""
+    towards_substrate = -flake_rgb / max(float(np.linalg.norm(flake_rgb)), 1e-6)
+    change = seam_rgb - flake_rgb
+    along = float(change @ towards_substrate)
+    across = float(np.linalg.norm(change - along * towards_substrate))
+    return along > limit and across < 0.2 * along + 0.5 * limit
 
 
 def _root(family: list[int], k: int) -> int:
