@@ -689,6 +689,10 @@ class _Film:
         self._faults = self._body.strike("camera")
 
     def expose(self, number: int, from_s: float, until_s: float, exposure_s: float) -> _Latent:
+        with rendering():  # knowing the truth costs a real microscope no time
+            return self._exposed(number, from_s, until_s, exposure_s)
+
+    def _exposed(self, number: int, from_s: float, until_s: float, exposure_s: float) -> _Latent:
         body = self._body
         body.look_for_collision(until_s)
         middle_s = (from_s + until_s) / 2
