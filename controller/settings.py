@@ -9,16 +9,24 @@ checks them against their own models with the same error.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from controller.errors import BadSettings
 from controller.focusing.policy import FocusSweepSettings
 from controller.focusing.surface import FocusSurfaceSettings
 
 Model = TypeVar("Model", bound=BaseModel)
+Annotation: TypeAlias = Any  # a type, or one of typing's forms
+
+_SHOWN_CHARACTERS = 120  # of a wrong value, in an error
 
 
 class Section(BaseModel):
@@ -177,16 +185,19 @@ class Settings(Section):
 
 def load_toml(path: Path) -> tuple[dict[str, Any], str]:
     """The tables of a TOML file and its text. Raises BadSettings, naming the file."""
+    wanted = "a readable TOML file in UTF-8"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
     except FileNotFoundError:
-        raise BadSettings(str(path), "", "", "a readable TOML file; there is none here") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(str(path), "", str(error), "a readable UTF-8 TOML file") from error
+        raise BadSettings(str(path), "", "missing", wanted) from None
+    except OSError as error:
+        raise BadSettings(str(path), "", f"not readable ({error.strerror})", wanted) from error
+    except UnicodeDecodeError as error:
+        raise BadSettings(str(path), "", f"not UTF-8 (byte {error.start})", wanted) from error
     try:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
-        raise BadSettings(str(path), "", str(error), "valid TOML") from error
+        raise BadSettings(str(path), "", f"not TOML ({error})", wanted) from error
 
 
 def validated(model: type[Model], table: dict[str, Any], file: str, prefix: str = "") -> Model:
@@ -196,27 +207,103 @@ def validated(model: type[Model], table: dict[str, Any], file: str, prefix: str 
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([*([prefix] if prefix else []), *(str(part) for part in first["loc"])])
-        allowed = first["msg"]
-        if first["type"] == "extra_forbidden":
-            known = sorted(_fields_at(model, tuple(first["loc"][:-1])))
-            allowed = f"no such key; known here: {', '.join(known)}"
-        value = "" if first["type"] == "missing" else repr(first["input"])
-        raise BadSettings(file, key, value, allowed) from None
+        value = "missing" if first["type"] == "missing" else repr(first["input"])
+        if len(value) > _SHOWN_CHARACTERS:
+            value = value[:_SHOWN_CHARACTERS] + " ..."
+        raise BadSettings(file, key, value, _allowed(model, first)) from None
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
-    """The keys known in the table at `location`, for the error message."""
-    here: Any = model
-    for part in location:
-        if not (isinstance(here, type) and issubclass(here, BaseModel)):
-            return set()
-        found = here.model_fields.get(str(part))
-        here = None if found is None else found.annotation
-        arms = [a for a in getattr(here, "__args__", ()) if isinstance(a, type)]
-        here = next((a for a in arms if issubclass(a, BaseModel)), here)
-    if isinstance(here, type) and issubclass(here, BaseModel):
-        return set(here.model_fields)
-    return set()
+def _allowed(model: type[BaseModel], error: ErrorDetails) -> str:
+    """What would be accepted in the place of an error, range included."""
+    place = tuple(error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            known = sorted(_fields_of(_annotation_at(model, place[:-1])))
+            near = get_close_matches(str(place[-1]), known, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            return f"no such key{meant}; known here: {', '.join(known)}"
+        case "missing":
+            wanted = _annotation_at(model, place)
+            if _origin(wanted) is Literal:
+                return f"one of {', '.join(map(repr, get_args(wanted)))}"
+            inside = _fields_of(wanted)
+            return f"a table with {', '.join(inside)}" if inside else "a value; it has no default"
+        case "model_type" | "model_attributes_type":
+            return f"a table with {', '.join(_fields_of(_annotation_at(model, place)))}"
+        case "value_error":
+            return str(error["msg"]).removeprefix("Value error, ")
+        case "string_pattern_mismatch":
+            return f"text of the pattern {error['ctx']['pattern']}"
+    said = str(error["msg"]).removeprefix("Input should be ")
+    if error["type"].endswith("_parsing"):
+        said = said.partition(",")[0]
+    bounds = _bounds(_annotation_at(model, place))
+    if not bounds:
+        return said
+    is_range = error["type"] in {"greater_than", "greater_than_equal", "less_than"}
+    if is_range or error["type"] == "less_than_equal":
+        said = "a number"
+    return f"{said} {' and '.join(bounds)}"
+
+
+def _annotation_at(model: type[BaseModel], place: Sequence[int | str]) -> Annotation:
+    """The type, bounds included, of what stands at `place`; None where there is no such place."""
+    here: Annotation = model
+    for part in place:
+        here = _step(here, part)
+    return here
+
+
+def _step(here: Annotation, part: int | str) -> Annotation:
+    """One key or index further in."""
+    for arm in _arms(here):
+        if isinstance(arm, type) and issubclass(arm, BaseModel):
+            field = arm.model_fields.get(str(part))
+            if field is not None:
+                bounds = tuple(field.metadata)
+                return Annotated[(field.annotation, *bounds)] if bounds else field.annotation
+        elif _origin(arm) in (tuple, list) and isinstance(part, int):
+            inner = [each for each in get_args(arm) if each is not Ellipsis]
+            return inner[min(part, len(inner) - 1)]
+    return None
+
+
+def _origin(annotation: Annotation) -> object:
+    return get_origin(annotation)
+
+
+def _arms(annotation: Annotation) -> list[Annotation]:
+    """The alternatives of a union, without their annotations."""
+    if _origin(annotation) is Annotated:
+        return _arms(get_args(annotation)[0])
+    if _origin(annotation) in (Union, UnionType):
+        return [arm for each in get_args(annotation) for arm in _arms(each)]
+    return [annotation]
+
+
+def _fields_of(annotation: Annotation) -> list[str]:
+    """The keys of a table, in the order of the model."""
+    for arm in _arms(annotation):
+        if isinstance(arm, type) and issubclass(arm, BaseModel):
+            return list(arm.model_fields)
+    return []
+
+
+def _bounds(annotation: Annotation) -> list[str]:
+    """The range of a number in words: [">= 0", "<= 30"]."""
+    if _origin(annotation) in (Union, UnionType):
+        return [bound for arm in get_args(annotation) for bound in _bounds(arm)]
+    if _origin(annotation) is not Annotated:
+        return []
+    flat: list[object] = []
+    for each in get_args(annotation)[1:]:
+        flat += each.metadata if isinstance(each, FieldInfo) else [each]
+    return [
+        f"{sign} {bound:.12g}"
+        for sign, name in ((">", "gt"), (">=", "ge"), ("<", "lt"), ("<=", "le"))
+        for each in flat
+        if (bound := getattr(each, name, None)) is not None
+    ]
 
 
 def load_settings(path: Path) -> tuple[Settings, str]:
