@@ -270,8 +270,9 @@ def find_terraces(sheet: Sheet, tables: Sequence[ColourTable], cuts: Cuts) -> Te
     ground = count + 1
     markers = cores
     markers[is_flat & (strength < 0.8 * cuts.off)] = ground
-    labels = _grown(markers, sheet, cuts, ground)
-    labels = _joined(labels, sheet.contrast, cuts, ground)
+    means = _mean_colours(markers, sheet.contrast, ground)
+    labels = _grown(markers, means, sheet, cuts, ground)
+    labels = _joined(labels, means, sheet.contrast, cuts, ground)
     return _measured(labels, is_flat, sheet, noise)
 
 
@@ -429,10 +430,9 @@ def _valleys(histogram: npt.NDArray[np.float32], depth: float, core_px: int) -> 
     return floors
 
 
-def _grown(markers: Labels, sheet: Sheet, cuts: Cuts, ground: int) -> Labels:
+def _grown(markers: Labels, means: FloatImage, sheet: Sheet, cuts: Cuts, ground: int) -> Labels:
     """Grow the cores until they meet, then move borders to where the closer colour changes."""
     labels = np.where(sheet.inside, markers, 0).astype(np.int32)
-    means = _mean_colours(labels, sheet.contrast, ground)
     is_free = ((labels == 0) & sheet.inside).view(np.uint8)
     width = labels.shape[1]
     flat_labels = labels.ravel()
@@ -492,9 +492,10 @@ def _mean_colours(labels: Labels, contrast: FloatImage, ground: int) -> FloatIma
     return np.asarray(np.stack(sums, axis=1) / area[:, None], dtype=np.float32)
 
 
-def _joined(labels: Labels, contrast: FloatImage, cuts: Cuts, ground: int) -> Labels:
+def _joined(
+    labels: Labels, means: FloatImage, contrast: FloatImage, cuts: Cuts, ground: int
+) -> Labels:
     """Join touching terraces of equal colour with no crack between; drop the ground's label."""
-    means = _mean_colours(labels, contrast, ground)
     low, high, at = _touching(labels)
     flakes = high < ground
     low, high, at = low[flakes], high[flakes], at[flakes]
