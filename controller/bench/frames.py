@@ -45,7 +45,7 @@ _P99_BAR_US: Final = 500.0
 _EXPOSE: Final = Expose(1e-3, 200.0, 200.0, "bench")
 _TIMEOUT_S: Final = 5.0
 _WARM_UP: Final = 200
-_COUNT_TO: Final = 1_500  # about as long as the full path
+_COUNT_TO: Final = 4_000  # about as long as the full path
 
 
 def measure(quick: bool, seed: int) -> list[Row]:

@@ -163,9 +163,7 @@ class _MemoryAxis:
         if since_s >= self._lasts_s:
             return self._to_um
         share = since_s / self._lasts_s
-        return tuple(
-            a + share * (b - a) for a, b in zip(self._from_um, self._to_um, strict=True)
-        )
+        return tuple(a + share * (b - a) for a, b in zip(self._from_um, self._to_um, strict=True))
 
     def state(self) -> MotionState:
         since_s = asyncio.get_running_loop().time() - self._began_s
