@@ -632,6 +632,43 @@ async def test_an_approach_that_would_leave_the_envelope_sends_nothing(
     assert instrument.sent == []
 
 
+@on_the_fake()
+async def test_a_surface_is_not_asked_about_places_outside_the_envelope(
+    instrument: FakeInstrument, motion: Motion
+) -> None:
+    def surface(x_um: float, y_um: float) -> float:
+        assert abs(x_um) <= 1000.0
+        assert abs(y_um) <= 800.0
+        return 0.0
+
+    motion.supervisor.set_surface(surface)
+    for x_um, y_um in ((math.nan, 0.0), (1e308, 0.0), (0.0, math.inf), (1001.0, 0.0)):
+        with pytest.raises(UnsafeCommand):
+            await motion.move_to_um(x_um, y_um, -200.0, "search")
+        with pytest.raises(UnsafeCommand):
+            await motion.select_objective("5x", "search", (x_um, y_um, 0.0))
+    assert instrument.sent == []
+
+
+@on_the_fake()
+async def test_a_permit_is_asked_for_again_before_each_step(
+    instrument: FakeInstrument, motion: Motion
+) -> None:
+    """Somebody takes the instrument while a descent, or the lift for the turret, is under way."""
+    await motion.move_focus_um(1000.0, "search")
+    instrument.focus.on_start = lambda axis, target: motion.supervisor.take_lease(  # type: ignore[assignment, return-value]
+        "operator", now_s(), 60.0
+    )
+    with pytest.raises(UnsafeCommand, match="lease"):
+        await motion.move_focus_um(0.0, "search")
+    assert instrument.focus.sent == [(1000.0,), (100.0,)]
+    motion.supervisor.release_lease("operator")
+    with pytest.raises(UnsafeCommand, match="lease"):
+        await motion.select_objective("5x", "search")
+    assert instrument.focus.sent[2:] == [(pytest.approx(162.3),)]
+    assert instrument.turret.selected == []
+
+
 # --- exposures ---------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from drivers.api import AxisLimits, Objective
 OBJECTIVES = (
     Objective("5x", 5, 0.15, 690.0, parfocal_z_um=12.0, free_working_distance_um=20_000.0),
     Objective("20x", 20, 0.45, 172.0, free_working_distance_um=3_000.0),
-    Objective("100x", 100, 0.9, 34.5, parfocal_z_um=-8.0, free_working_distance_um=200.0),
+    Objective("100x", 100, 0.9, 34.5, parfocal_z_um=-8.0, free_working_distance_um=120.0),
 )
 SETTINGS = SafetySettings(
     x_min_um=-1000.0,
@@ -82,8 +82,8 @@ TABLE: list[tuple[str, Command, Whereabouts, str]] = [
         "approach",
     ),
     ("rescue from too low", MoveFocus(-150.0, "a"), Whereabouts.at(0, 0, -200, "20x"), ""),
-    ("100x is nearer", MoveFocus(-108.1, "a"), Whereabouts.at(0, 0, -60, "100x"), "approach"),
-    ("100x within its margin", MoveFocus(-107.9, "a"), Whereabouts.at(0, 0, -60, "100x"), ""),
+    ("100x is nearer", MoveFocus(-68.1, "a"), Whereabouts.at(0, 0, -20, "100x"), "approach"),
+    ("100x within its margin", MoveFocus(-67.9, "a"), Whereabouts.at(0, 0, -20, "100x"), ""),
     ("turret too low", SelectObjective("5x", "search"), HOME, "lift"),
     ("turret lifted", SelectObjective("5x", "a"), Whereabouts.at(0, 0, 162.0, "20x"), ""),
     ("almost lifted", SelectObjective("5x", "a"), Whereabouts.at(0, 0, 161.9, "20x"), "lift"),

@@ -415,13 +415,18 @@ def test_a_stranger_during_a_trigger_is_not_mistaken_for_it() -> None:
 def test_a_reported_loss_fails_the_waiter_at_once(is_early: bool) -> None:
     async def test() -> None:
         camera = FakeCamera()
-        camera.readout_s = -1.0 if is_early else 0.02
+        trigger = camera.trigger
+
+        async def slow_answer() -> int:
+            number = await trigger()
+            await asyncio.sleep(0.1 if is_early else 0.0)
+            return number
+
+        camera.trigger = slow_answer  # type: ignore[method-assign]
         camera.spoil = lambda f: [MissingFrames(f.number, f.number, "buffer full")]
         told: list[MissingFrames] = []
         async with FrameStream(camera, on_missing=told.append) as stream:
             number = await stream.trigger(1.0)
-            if is_early:
-                await asyncio.sleep(0.1)
             with pytest.raises(FrameMissing, match="buffer full"):
                 await stream.frame(number, 100.0)
             assert now_s() < 1.0
