@@ -4,8 +4,8 @@ The overview frames are laid on one coarse map. A chip of oxidised silicon is br
 coloured than the dark holder around it, so the map is split in two by its brightest channel
 (Otsu's threshold); a split that does not separate two kinds of surface means that the chip fills
 the whole overview, or that there is none, which brightness tells apart. The polygon is the largest
-region, closed over flakes and dust; its straight sides give the rotation, and its lower left corner
-the origin of the chip's own frame.
+region, closed over flakes and dust. Lines fitted to its sides, to a fraction of a map pixel, give
+the rotation, and their lower left corner is the origin of the chip's own frame.
 
 Coordinates in that frame survive the transfer to another microscope: `ChipFrame` is rigid (turn
 and shift, no scale), and `fit_frame` finds it again from three or more marks.
@@ -22,9 +22,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
-from shapely.geometry import Polygon
+from shapely.geometry import MultiPolygon, Polygon
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
+_PROFILE_PX = 8  # of the map, to either side of an edge
 
 
 class OutlineSettings(BaseModel):
@@ -38,6 +39,8 @@ class OutlineSettings(BaseModel):
     """Share of the map's variance that lies between the two kinds of surface (Otsu's criterion)."""
     least_brightness_ratio: float = Field(0.08, ge=0, le=1)
     """Darker than this everywhere, of full scale, there is no chip."""
+    most_ground_ratio: float = Field(0.65, gt=0, lt=1)
+    """The ground must be darker than this share of the chip."""
     simplify_um: float = Field(15.0, ge=0, le=1_000)
 
 
@@ -154,6 +157,17 @@ class _Map:
         stage[:, 1] = self.top_um - (points_px[:, 1] + 0.5) * self.um_per_px
         return stage
 
+    def levels_at(self, level: npt.NDArray[np.float32], stage_um: FloatArray) -> FloatArray:
+        """Brightness at stage points (n, m, 2), NaN where nothing was seen."""
+        x_px = (stage_um[..., 0] - self.left_um) / self.um_per_px - 0.5
+        y_px = (self.top_um - stage_um[..., 1]) / self.um_per_px - 0.5
+        at = (x_px.astype(np.float32), y_px.astype(np.float32))
+        values = cv2.remap(level, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        seen = cv2.remap(
+            self.seen.astype(np.uint8), *at, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT
+        )
+        return np.where(seen > 0, values.astype(np.float64), np.nan)
+
 
 def _check(frame: OverviewFrame) -> None:
     pixels = frame.pixels
@@ -171,84 +185,133 @@ def _check(frame: OverviewFrame) -> None:
 
 
 def _compose(frames: Sequence[OverviewFrame], map_um_per_px: float) -> _Map:
-    """Lay all frames on one map; where they overlap, the mean."""
+    """Lay all frames on one map, to a fraction of its pixels; where they overlap, the mean."""
     um_per_px = max(map_um_per_px, min(frame.um_per_px for frame in frames))
-    extents = []
-    for frame in frames:
-        half_w_um = 0.5 * frame.pixels.shape[1] * frame.um_per_px
-        half_h_um = 0.5 * frame.pixels.shape[0] * frame.um_per_px
-        extents.append(
-            (
-                frame.centre_x_um - half_w_um,
-                frame.centre_y_um - half_h_um,
-                frame.centre_x_um + half_w_um,
-                frame.centre_y_um + half_h_um,
-            )
+    half_um = [
+        (
+            0.5 * frame.pixels.shape[1] * frame.um_per_px,
+            0.5 * frame.pixels.shape[0] * frame.um_per_px,
         )
-    left_um = min(extent[0] for extent in extents)
-    top_um = max(extent[3] for extent in extents)
-    width_px = max(1, round((max(extent[2] for extent in extents) - left_um) / um_per_px))
-    height_px = max(1, round((top_um - min(extent[1] for extent in extents)) / um_per_px))
+        for frame in frames
+    ]
+    left_um = min(f.centre_x_um - w for f, (w, _) in zip(frames, half_um, strict=True))
+    right_um = max(f.centre_x_um + w for f, (w, _) in zip(frames, half_um, strict=True))
+    top_um = max(f.centre_y_um + h for f, (_, h) in zip(frames, half_um, strict=True))
+    bottom_um = min(f.centre_y_um - h for f, (_, h) in zip(frames, half_um, strict=True))
+    width_px = max(1, math.ceil((right_um - left_um) / um_per_px))
+    height_px = max(1, math.ceil((top_um - bottom_um) / um_per_px))
     total = np.zeros((height_px, width_px, 3), dtype=np.float32)
     count = np.zeros((height_px, width_px), dtype=np.float32)
-    for frame, extent in zip(frames, extents, strict=True):
-        col = round((extent[0] - left_um) / um_per_px)
-        row = round((top_um - extent[3]) / um_per_px)
-        w_px = min(max(1, round((extent[2] - extent[0]) / um_per_px)), width_px - col)
-        h_px = min(max(1, round((extent[3] - extent[1]) / um_per_px)), height_px - row)
-        if w_px < 1 or h_px < 1:
+    for frame, (half_w_um, half_h_um) in zip(frames, half_um, strict=True):
+        small, ratio = _shrunk(frame, um_per_px)
+        # The map pixels whose centres lie inside the frame.
+        x_px = (frame.centre_x_um - half_w_um - left_um) / um_per_px  # the frame's left edge
+        y_px = (top_um - frame.centre_y_um - half_h_um) / um_per_px
+        col, row = math.ceil(x_px - 0.5 - 1e-6), math.ceil(y_px - 0.5 - 1e-6)
+        end_col = min(width_px, math.floor(x_px + 2 * half_w_um / um_per_px - 0.5 + 1e-6) + 1)
+        end_row = min(height_px, math.floor(y_px + 2 * half_h_um / um_per_px - 0.5 + 1e-6) + 1)
+        col, row = max(col, 0), max(row, 0)
+        if end_col <= col or end_row <= row:
             continue
-        small = cv2.resize(frame.pixels, (w_px, h_px), interpolation=cv2.INTER_AREA)
-        scale = 1.0 / (2**frame.bit_depth - 1)
-        total[row : row + h_px, col : col + w_px] += small.astype(np.float32) * np.float32(scale)
-        count[row : row + h_px, col : col + w_px] += 1
-    seen = count > 0
+        # From map pixel centres to the small frame's.
+        matrix = np.array(
+            [
+                [1 / ratio, 0.0, (col + 0.5 - x_px) / ratio - 0.5],
+                [0.0, 1 / ratio, (row + 0.5 - y_px) / ratio - 0.5],
+            ]
+        )
+        laid = cv2.warpAffine(
+            small,
+            matrix,
+            (end_col - col, end_row - row),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        total[row:end_row, col:end_col] += laid
+        count[row:end_row, col:end_col] += 1
     rgb = (total / np.maximum(count, 1)[:, :, None]).astype(np.float32)
-    return _Map(rgb, seen, left_um, top_um, um_per_px)
+    return _Map(rgb, count > 0, left_um, top_um, um_per_px)
+
+
+def _shrunk(frame: OverviewFrame, um_per_px: float) -> tuple[npt.NDArray[np.float32], float]:
+    """Average whole pixels down to about the map's; also the size of one, in map pixels."""
+    pixels = frame.pixels
+    times = max(1, int(um_per_px / frame.um_per_px + 1e-6))
+    h_px, w_px = pixels.shape[0], pixels.shape[1]
+    times = min(times, h_px, w_px)
+    scale = np.float32(1.0 / (2**frame.bit_depth - 1))
+    if times > 1:
+        # Repeated up to a multiple: the left and the top edge, from which is measured, stay.
+        whole = cv2.copyMakeBorder(
+            np.ascontiguousarray(pixels),
+            0,
+            -h_px % times,
+            0,
+            -w_px % times,
+            cv2.BORDER_REPLICATE,
+        )
+        size = (whole.shape[1] // times, whole.shape[0] // times)
+        small = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+    else:
+        small = np.ascontiguousarray(pixels)
+    return small.astype(np.float32) * scale, times * frame.um_per_px / um_per_px
 
 
 def _find_on(canvas: _Map, settings: OutlineSettings) -> ChipOutline | NoChip:
-    smooth = cv2.medianBlur(np.clip(canvas.rgb * 255.0, 0, 255).astype(np.uint8), 3)
     # The brightest channel tells silicon from black whatever the oxide's colour.
-    level = smooth.max(axis=2)
-    threshold, separation = _otsu(level[canvas.seen])
-    brightest = float(np.percentile(level[canvas.seen], 90)) / 255.0
+    level = cv2.medianBlur(canvas.rgb.max(axis=2), 3)
+    seen = level[canvas.seen]
+    brightest = float(np.percentile(seen, 99.9))
     if brightest < settings.least_brightness_ratio:
         return NoChip(
             f"the overview is dark everywhere ({brightest:.3f} of full scale): lamp off, or no chip"
         )
-    fills = separation < settings.least_separation
-    mask = canvas.seen.copy() if fills else canvas.seen & (level > threshold)
-    mask = _tidied(mask)
+    threshold, separation, dark, bright = _two_kinds(seen, brightest)
+    fills = separation < settings.least_separation or dark > settings.most_ground_ratio * bright
+    mask = _tidied(canvas.seen if fills else canvas.seen & (level > threshold))
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not contours:
-        return NoChip("no bright region is large enough to be a chip")
-    contour = max(contours, key=cv2.contourArea)
-    points_um = canvas.to_stage_um(contour[:, 0, :].astype(np.float64))
-    if len(points_um) < 4:
+    contour = max(contours, key=cv2.contourArea, default=None)
+    if contour is None or len(contour) < 4:
         return NoChip("no bright region is large enough to be a chip")
     # The contour runs through pixel centres: half a pixel outwards is the region's edge.
-    polygon = Polygon(points_um).buffer(0.5 * canvas.um_per_px, join_style="mitre")
-    polygon = polygon.simplify(settings.simplify_um)
-    if polygon.area < settings.least_chip_mm2 * 1e6:
+    edge = Polygon(canvas.to_stage_um(contour[:, 0, :].astype(np.float64)))
+    edge = _largest(edge.buffer(0.5 * canvas.um_per_px, join_style="mitre"))
+    if edge.area < settings.least_chip_mm2 * 1e6:
         return NoChip(
-            f"the largest bright region has {polygon.area * 1e-6:.3f} mm2, "
+            f"the largest bright region has {edge.area * 1e-6:.3f} mm2, "
             f"a chip must have {settings.least_chip_mm2:g}"
         )
-    corners_um, rotation_deg = _box_corners(polygon)
-    frame = ChipFrame(corners_um[0][0], corners_um[0][1], rotation_deg)
     is_complete = not fills and not _meets_rim(mask, canvas.seen)
+    sides = _sides(edge, canvas, level)
+    corners_um, rotation_deg, straight = _corners(sides)
     chip = np.median(canvas.rgb[mask], axis=0)
-    confidence = (0.5 if fills else separation) * (1.0 if is_complete else 0.7)
+    confidence = 0.4 if fills else min(1.0, separation) * (0.5 + 0.5 * straight)
     return ChipOutline(
-        polygon=polygon,
-        frame=frame,
+        polygon=_polygon(edge, corners_um, settings.simplify_um),
+        frame=ChipFrame(corners_um[0][0], corners_um[0][1], rotation_deg),
         corners_um=corners_um,
-        confidence=float(min(1.0, confidence)),
+        confidence=float(confidence * (1.0 if is_complete else 0.7)),
         is_complete=is_complete,
-        fills_overview=fills,
+        fills_overview=bool(fills),
         chip_rgb=(float(chip[0]), float(chip[1]), float(chip[2])),
     )
+
+
+def _two_kinds(
+    seen: npt.NDArray[np.float32], brightest: float
+) -> tuple[float, float, float, float]:
+    """Threshold, how well it separates two kinds (Otsu 1979), and their typical levels.
+
+    The threshold lies half way between the two kinds, where a blurred edge has its middle.
+    """
+    counts = np.clip(seen * (255.0 / brightest), 0, 255).astype(np.uint8)
+    split, separation = _otsu(counts)
+    low, high = seen[counts <= split], seen[counts > split]
+    if len(low) == 0 or len(high) == 0:
+        level = float(np.median(seen))
+        return level, 0.0, level, level
+    dark, bright = float(np.median(low)), float(np.median(high))
+    return 0.5 * (dark + bright), separation, dark, bright
 
 
 def _otsu(values: npt.NDArray[np.uint8]) -> tuple[float, float]:
@@ -293,18 +356,132 @@ def _meets_rim(mask: npt.NDArray[np.bool_], seen: npt.NDArray[np.bool_]) -> bool
     return bool(np.any(mask & (inner == 0)))
 
 
-def _box_corners(polygon: Polygon) -> tuple[tuple[tuple[float, float], ...], float]:
-    """Corners of the smallest enclosing rectangle, counter-clockwise from the lower left one.
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One side of the chip as a line: n . p = distance, n the outward normal, p on the stage."""
 
-    The rotation is the one within 45 degrees of the stage's x axis.
+    normal_x: float
+    normal_y: float
+    distance_um: float
+    weight_um: float  # length over which the edge really is straight
+
+
+def _sides(edge: Polygon, canvas: _Map, level: npt.NDArray[np.float32]) -> list[_Side]:
+    """Fit the four sides, counter-clockwise from the lower one, to a fraction of a map pixel.
+
+    The smallest enclosing rectangle says where to look. Along each of its sides the brightness is
+    read across the edge; where it passes half way between inside and outside is a point, and a
+    line through the points is the side. Chips break: points off the line are left out.
     """
-    points = np.asarray(polygon.minimum_rotated_rectangle.exterior.coords)[:4]
-    edge = points[1] - points[0]
-    angle_deg = math.degrees(math.atan2(edge[1], edge[0]))
-    rotation_deg = (angle_deg + 45.0) % 90.0 - 45.0
-    frame = ChipFrame(0.0, 0.0, rotation_deg)
-    local = np.array([frame.to_chip(float(x), float(y)) for x, y in points])
-    x0, y0 = local.min(axis=0)
-    x1, y1 = local.max(axis=0)
-    corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-    return tuple(frame.to_stage(float(x), float(y)) for x, y in corners), rotation_deg
+    corners = np.asarray(edge.minimum_rotated_rectangle.exterior.coords)[:4]
+    first = corners[1] - corners[0]
+    turn_deg = (math.degrees(math.atan2(first[1], first[0])) + 45.0) % 90.0 - 45.0
+    local = ChipFrame(0.0, 0.0, turn_deg)
+    xy = np.array([local.to_chip(float(x), float(y)) for x, y in corners])
+    (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0)
+    box = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+    stage = np.array([local.to_stage(float(x), float(y)) for x, y in box])
+    return [_fitted_side(stage[i], stage[(i + 1) % 4], canvas, level) for i in range(4)]
+
+
+def _fitted_side(
+    start: FloatArray, end: FloatArray, canvas: _Map, level: npt.NDArray[np.float32]
+) -> _Side:
+    length_um = float(np.hypot(*(end - start)))
+    along = (end - start) / max(length_um, 1e-9)
+    normal = np.array([along[1], -along[0]])  # outwards: the sides run counter-clockwise
+    plain = _Side(float(normal[0]), float(normal[1]), float(normal @ start), 0.0)
+    step_um = canvas.um_per_px
+    positions_um = np.arange(0.06 * length_um, 0.94 * length_um, step_um)
+    depths_um = np.arange(-_PROFILE_PX, _PROFILE_PX + 0.25, 0.5) * step_um
+    if len(positions_um) < 8:
+        return plain
+    at = (
+        start + positions_um[:, None, None] * along + depths_um[None, :, None] * normal
+    )  # (n, m, 2)
+    profiles = canvas.levels_at(level, at)  # (n, m), NaN where nothing was seen
+    crossing_um = _crossings_um(profiles, depths_um)
+    good = np.isfinite(crossing_um)
+    if np.count_nonzero(good) < 8:
+        return plain
+    t_um, d_um = positions_um[good], crossing_um[good]
+    slope, offset_um = _robust_line(t_um, d_um, 0.5 * step_um)
+    is_near = np.abs(d_um - slope * t_um - offset_um) < 1.0 * step_um
+    straight_um = float(np.count_nonzero(is_near)) * step_um
+    if straight_um < 0.3 * length_um or abs(slope) > 0.1:
+        return plain
+    turned = along + slope * normal
+    turned = turned / np.hypot(*turned)
+    outward = np.array([turned[1], -turned[0]])
+    point = start + offset_um * normal
+    return _Side(float(outward[0]), float(outward[1]), float(outward @ point), straight_um)
+
+
+def _crossings_um(profiles: FloatArray, depths_um: FloatArray) -> FloatArray:
+    """Where each profile, inside to outside, falls through its own half height; NaN for none."""
+    inside = np.nanmedian(np.where(np.isfinite(profiles), profiles, 0.0)[:, :8], axis=1)
+    outside = np.median(np.where(np.isfinite(profiles), profiles, 0.0)[:, -8:], axis=1)
+    half = 0.5 * (inside + outside)
+    above = profiles > half[:, None]
+    falls = above[:, :-1] & ~above[:, 1:]
+    found = np.full(len(profiles), np.nan)
+    for i in np.flatnonzero(falls.any(axis=1) & (inside > 1.5 * outside)):
+        j = int(np.flatnonzero(falls[i])[-1])  # the outermost: dust inside falls too
+        upper, lower = profiles[i, j], profiles[i, j + 1]
+        if not (np.isfinite(upper) and np.isfinite(lower)):
+            continue
+        share = (upper - half[i]) / max(float(upper - lower), 1e-9)
+        found[i] = depths_um[j] + share * (depths_um[j + 1] - depths_um[j])
+    return found
+
+
+def _robust_line(t: FloatArray, d: FloatArray, scale: float) -> tuple[float, float]:
+    """Slope and offset of d over t; points far off lose their weight (Geman and McClure)."""
+    middle = float(t.mean())
+    basis = np.column_stack([t - middle, np.ones_like(t)])
+    slope, offset = 0.0, float(np.median(d))
+    for width in (16.0, 8.0, 4.0, 2.0, 1.0, 1.0, 1.0):
+        residual = d - slope * (t - middle) - offset
+        weight = 1.0 / (1.0 + (residual / (width * scale)) ** 2) ** 2
+        normal = basis.T @ (basis * weight[:, None]) + 1e-9 * np.eye(2)
+        slope, offset = np.linalg.solve(normal, basis.T @ (weight * d)).tolist()
+    return float(slope), float(offset - slope * middle)
+
+
+def _corners(
+    sides: Sequence[_Side],
+) -> tuple[tuple[tuple[float, float], ...], float, float]:
+    """Corners counter-clockwise from the lower left, the rotation, and the straight share."""
+    corners = []
+    for i in range(4):
+        a, b = sides[i - 1], sides[i]
+        matrix = np.array([[a.normal_x, a.normal_y], [b.normal_x, b.normal_y]])
+        x_um, y_um = np.linalg.solve(matrix, np.array([a.distance_um, b.distance_um])).tolist()
+        corners.append((float(x_um), float(y_um)))
+    # Each side gives the angle of the chip's x axis; four times the angle is free of quarter turns.
+    weights = np.array([side.weight_um for side in sides])
+    if weights.sum() <= 0:
+        weights = np.ones(4)
+    directions = [math.atan2(side.normal_y, side.normal_x) for side in sides]
+    four = sum(w * np.exp(4j * angle) for w, angle in zip(weights, directions, strict=True))
+    rotation_deg = math.degrees(float(np.angle(four))) / 4.0
+    lengths_um = [math.dist(corners[i], corners[(i + 1) % 4]) for i in range(4)]
+    straight = sum(side.weight_um for side in sides) / max(0.88 * sum(lengths_um), 1e-9)
+    return tuple(corners), rotation_deg, min(1.0, straight)
+
+
+def _polygon(
+    edge: Polygon, corners_um: Sequence[tuple[float, float]], simplify_um: float
+) -> Polygon:
+    """Trim the traced edge to the fitted sides: the map's pixels are coarse, the lines are not."""
+    fitted = Polygon(corners_um)
+    if fitted.is_valid and fitted.symmetric_difference(edge).area < 0.03 * edge.area:
+        return fitted
+    trimmed = edge.intersection(fitted) if fitted.is_valid else edge
+    return _largest(trimmed if not trimmed.is_empty else edge).simplify(simplify_um)
+
+
+def _largest(shape: Polygon | MultiPolygon) -> Polygon:
+    if isinstance(shape, Polygon):
+        return shape
+    return max(shape.geoms, key=lambda part: part.area)
