@@ -63,6 +63,7 @@ SurfaceZ: TypeAlias = Callable[[float, float], float]
 # absorbs a wrong parfocal offset, drift and the thickness of tape residue together.
 _WORKING_DISTANCE_SHARE: Final = 0.5
 _SURFACE_GRID: Final = 5  # points per axis at which a surface is looked at under a lateral move
+_REMEMBERED_TOPS: Final = 16  # one move asks about the same three places a dozen times
 _STEP_SHARE: Final = 0.9  # of the longest step, in a descent that is planned ahead
 _ROUNDING_UM: Final = 1e-6  # of the arithmetic on positions; not a tolerance
 _LARGEST_FIELD_UM: Final = 50_000.0  # a field larger than any sample is an error of units
@@ -269,6 +270,7 @@ class Supervisor:
         self._lowest_z_um: float | None = None  # reference z of confirmed foci; None: none yet
         self._highest_z_um: float | None = None
         self._surface: SurfaceZ | None = None
+        self._tops_um: dict[tuple[Span, Span], float] = {}  # of the surface, by where it was asked
 
     # --- what the supervisor is told -------------------------------------------------------
 
@@ -309,12 +311,17 @@ class Supervisor:
         self._highest_z_um = reference_z_um if high is None else max(high, reference_z_um)
 
     def set_surface(self, surface_z_um: SurfaceZ | None) -> None:
-        """Use a focus surface, in the reference objective's z; None: forget it."""
+        """Use a focus surface, in the reference objective's z; None: forget it.
+
+        It must answer the same for the same place until another one is set.
+        """
         self._surface = surface_z_um
+        self._tops_um.clear()
 
     def forget_sample(self, where: Whereabouts) -> None:
         """Another sample lies there now: begin again from `where`. The dose starts at zero."""
-        self._lowest_z_um = self._highest_z_um = self._surface = None
+        self._lowest_z_um = self._highest_z_um = None
+        self.set_surface(None)
         self._dose_lamp_s.clear()
         self.begin(where)
 
@@ -547,9 +554,16 @@ class Supervisor:
         surface = self._surface
         if surface is None:
             return -math.inf
-        heights = [surface(x, y) for x in _grid(where.x) for y in _grid(where.y)]
-        # max() would drop a NaN silently; a surface that is not finite forbids the place instead.
-        return max(heights) if all(map(_is_finite, heights)) else math.inf
+        key = (where.x, where.y)
+        top_um = self._tops_um.get(key)
+        if top_um is None:
+            heights = [surface(x, y) for x in _grid(where.x) for y in _grid(where.y)]
+            # max() drops a NaN silently; a surface that is not finite forbids the place instead.
+            top_um = max(heights) if all(map(_is_finite, heights)) else math.inf
+            if len(self._tops_um) >= _REMEMBERED_TOPS:
+                self._tops_um.clear()
+            self._tops_um[key] = top_um
+        return top_um
 
     def _parfocal_um(self, name: str | None) -> float:
         if name is None:

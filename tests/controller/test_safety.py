@@ -187,6 +187,15 @@ def test_a_surface_that_is_not_finite_forbids(height: float) -> None:
     assert rule_of(one.check(MoveStage(600.0, 0.0, "a"), HOME, 0.0)) == "approach"
 
 
+def test_another_surface_counts_at_once() -> None:
+    one = supervisor()
+    for height_um in (0.0, 80.0, -20.0, 40.0):
+        one.set_surface(lambda x, y, height_um=height_um: height_um)  # type: ignore[misc]
+        assert one.floor_z_um(HOME) == max(height_um, 0.0) - 100.0
+    one.set_surface(None)
+    assert one.floor_z_um(HOME) == -100.0
+
+
 def test_a_focus_below_the_envelope_is_not_believed() -> None:
     one = supervisor()
     for x_um, y_um, z_um, name in (
