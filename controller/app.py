@@ -12,11 +12,13 @@ import tomllib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,12 +36,13 @@ from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
 from controller import figures
-from controller.errors import BadSettings
-from controller.geometry import CameraGeometry
+from controller.errors import BadSettings, ControllerError
+from controller.geometry import CameraGeometry, footprint_um
 from controller.messages import CalibrationFitted, CatalogueEntry, Phase, RunStarted
 from controller.record import rundir
 from controller.record.frames import FrameStore
 from controller.record.journal import Journal
+from controller.safety import Envelope
 from controller.search.conclude import conclude
 from controller.search.entries import tile_boxes_um
 from controller.search.report import Ladder, TruthRow
@@ -48,11 +51,13 @@ from controller.search.scorecard import Scorecard, TruthTerrace, score
 from controller.search.state import SearchState, advance, folded
 from controller.settings import Settings, load_toml, validated
 from drivers.api import Frame, Instrument, Objective, Pixels
+from drivers.errors import DriverError, NoAnswer
 from drivers.replay import ReplayMicroscope, ReplaySettings
 from inference.api import (
     Calibration,
     FlakeDetector,
     FocusEstimator,
+    ModelError,
     SharpnessMeasure,
 )
 from inference.flakes import ladder as ladders
@@ -114,6 +119,27 @@ class PhysicsEyes:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """A configuration that was found sound, and what it names."""
+
+    settings: Settings
+    detector: DetectorSettings
+    instrument: Instrument
+    factory: Callable[[], asyncio.AbstractEventLoop]  # of the loop, hence the clock
+    file: str  # where the settings stand, for later errors
+
+
+def set_up(tables: dict[str, Any], file: str) -> SetUp:
+    """Everything that a configuration asks for; raises BadSettings, and nothing was started."""
+    settings = validated(Settings, tables, file)
+    detector = validated(DetectorSettings, settings.detector, file, prefix="detector")
+    factory = loop_factory(settings, file)
+    instrument = open_instrument(settings, file)
+    check_together(settings, detector, instrument, file)
+    return SetUp(settings, detector, instrument, factory, file)
+
+
 def open_instrument(settings: Settings, file: str) -> Instrument:
     """The instrument that `[instrument] driver` names; nothing is moved yet."""
     options = settings.instrument.options()
@@ -151,23 +177,54 @@ def check_together(
                 repr(material),
                 f"materials that the detector looks for: {', '.join(detector.materials)}",
             )
+    longest_s = settings.safety.max_exposure_s
+    if settings.camera.exposure_s > longest_s:
+        allowed = f"at most safety.max_exposure_s = {longest_s:g}"
+        raise BadSettings(file, "camera.exposure_s", settings.camera.exposure_s, allowed)
+    try:
+        Envelope.within(settings.safety, instrument.stage.limits_um, instrument.focus.limits_um)
+    except BadSettings as error:
+        raise BadSettings(file, error.key, error.value, error.allowed) from None
+    if not rundir.can_name(settings.run.name):
+        allowed = "a name that is no device on Windows and does not end in a dot"
+        raise BadSettings(file, "run.name", repr(settings.run.name), allowed)
+
+
+def check_resumable(set_up: SetUp, state: SearchState) -> None:
+    """The scan that was planned must still fit the settings. Raises BadSettings."""
+    scan, settings = state.scan, set_up.settings
+    if scan is None:
+        return
+    if settings.scan.objective != scan.objective:
+        asked, allowed = repr(settings.scan.objective), f"{scan.objective!r}, as it was planned"
+        raise BadSettings(set_up.file, "scan.objective", asked, allowed)
+    camera, instrument = settings.camera, set_up.instrument
+    lens = next(o for o in instrument.turret.objectives if o.name == scan.objective)
+    geometry = CameraGeometry(camera.rotation_deg, camera.flip_x, camera.flip_y)
+    w_um, h_um = footprint_um(instrument.camera.shape_px, lens.pixel_size_nm, geometry)
+    if not np.allclose((w_um, h_um), (scan.field_w_um, scan.field_h_um), rtol=1e-6):
+        asked = f"a camera that sees {w_um:.1f} x {h_um:.1f} um through {lens.name}"
+        allowed = f"{scan.field_w_um:.1f} x {scan.field_h_um:.1f} um, as the tiles were planned"
+        raise BadSettings(set_up.file, "instrument", asked, allowed)
 
 
 def loop_factory(settings: Settings, file: str) -> Callable[[], asyncio.AbstractEventLoop]:
     """The clock that `[run] clock` names."""
-    if settings.run.clock == "virtual":
-        if settings.instrument.driver not in {"simulated_optical", "replay"}:
-            raise BadSettings(file, "run.clock", "'virtual'", "'real' with a real instrument")
-        return VirtualTimeLoop
-    return asyncio.new_event_loop
+    if settings.run.clock == "real":
+        return asyncio.new_event_loop
+    if settings.instrument.driver not in {"simulated_optical", "simulated_sem", "replay"}:
+        raise BadSettings(
+            file, "run.clock", repr(settings.run.clock), "'real' with a real instrument"
+        )
+    return partial(VirtualTimeLoop, charges_compute=settings.run.clock == "virtual")
 
 
 def overridden(tables: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Settings with `KEY=VALUE` words applied; VALUE is TOML, or a bare string."""
     for word in overrides:
         key, is_pair, text = word.partition("=")
-        if not is_pair or not key.strip():
-            raise BadSettings("--set", key, word, "KEY=VALUE, for instance scan.max_tiles=20")
+        if not is_pair or not key.strip() or len(word.splitlines()) > 1:
+            raise BadSettings("--set", "", repr(word), "KEY=VALUE, as in scan.max_tiles=20")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -177,9 +234,14 @@ def overridden(tables: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         for part in path:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
-                raise BadSettings("--set", key, word, f"a key inside a table; {part} is none")
+                raise BadSettings("--set", key, repr(text), f"a key in a table; {part} is none")
         table[last] = value
     return tables
+
+
+_CHANGES = "# changed by the command line:"
+_CHANGE = "# --set "
+_JOURNAL_CURE = "restore it from a copy, or begin a new run; no frame of this one was touched"
 
 
 # --- scopeloop search ----------------------------------------------------------------------
@@ -198,56 +260,50 @@ def start_search(
     words = list(overrides)
     if seed is not None:
         words += [f"instrument.seed={seed}", f"instrument.chip.seed={seed}"]
-    tables = overridden(tables, words)
-    settings = validated(Settings, tables, str(config))
-    detector = validated(DetectorSettings, settings.detector, str(config), prefix="detector")
-    instrument = open_instrument(settings, str(config))
-    factory = loop_factory(settings, str(config))
-    check_together(settings, detector, instrument, str(config))
-    changed = "".join(f"\n# --set {word}" for word in words)
+    chosen = set_up(overridden(tables, words), str(config))
+    run_settings = chosen.settings.run
     # Relative paths in the file mean: from where the command was given.
-    parent = out or Path(settings.run.output_dir)
-    with rundir.create(parent, settings.run.name, min_free_gib=settings.run.min_free_gib) as run:
-        run.write_settings(text + changed + "\n")
-        return _search(run, settings, detector, instrument, factory, console)
+    parent = out or Path(run_settings.output_dir)
+    with rundir.create(parent, run_settings.name, min_free_gib=run_settings.min_free_gib) as run:
+        run.write_settings(_with_words(text, words))
+        return _search(run, chosen, console)
 
 
 def resume_search(folder: Path, console: Console) -> int:
     """Go on with a run that was stopped or cut off."""
     with rundir.open_existing(folder) as run:
         tables, text = load_toml(run.settings_path)
-        words = [
-            line.removeprefix("# --set ")
-            for line in text.splitlines()
-            if line.startswith("# --set ")
-        ]
-        settings = validated(Settings, overridden(tables, words), str(run.settings_path))
-        detector = validated(
-            DetectorSettings, settings.detector, str(run.settings_path), prefix="detector"
-        )
-        instrument = open_instrument(settings, str(run.settings_path))
-        factory = loop_factory(settings, str(run.settings_path))
-        return _search(run, settings, detector, instrument, factory, console)
+        chosen = set_up(overridden(tables, _words_in(text)), str(run.settings_path))
+        return _search(run, chosen, console)
 
 
-def _search(
-    run: rundir.RunDir,
-    settings: Settings,
-    detector: DetectorSettings,
-    instrument: Instrument,
-    factory: Callable[[], asyncio.AbstractEventLoop],
-    console: Console,
-) -> int:
-    geometry = CameraGeometry(
-        settings.camera.rotation_deg, settings.camera.flip_x, settings.camera.flip_y
-    )
+def _with_words(text: str, words: Sequence[str]) -> str:
+    """The settings as the user wrote them, and below what the command line changed."""
+    if not words:
+        return text
+    return "\n".join([text.rstrip(), "", _CHANGES, *(f"{_CHANGE}{word}" for word in words), ""])
+
+
+def _words_in(text: str) -> list[str]:
+    """What the command line changed, out of a run's settings."""
+    lines = text.splitlines()
+    if _CHANGES not in lines:
+        return []
+    last = len(lines) - 1 - lines[::-1].index(_CHANGES)
+    return [line.removeprefix(_CHANGE) for line in lines[last + 1 :] if line.startswith(_CHANGE)]
+
+
+def _search(run: rundir.RunDir, chosen: SetUp, console: Console) -> int:
+    settings, instrument, camera = chosen.settings, chosen.instrument, chosen.settings.camera
+    geometry = CameraGeometry(camera.rotation_deg, camera.flip_x, camera.flip_y)
     with (
-        Journal(run.journal_path) as journal,
+        _journal_of(run) as journal,
         FrameStore(
             run.frames_path, geometry=geometry, min_free_gib=settings.run.min_free_gib
         ) as frames,
     ):
-        state = folded(journal.replay())
+        state = _known(journal, frames)
+        check_resumable(chosen, state)
         started = RunStarted(
             run_id=run.path.name,
             name=settings.run.name,
@@ -259,50 +315,75 @@ def _search(
         )
         journal.append([started])
         advance(state, started)
-        console.print(f"run [bold]{run.path}[/]")
-        with SearchProgress(console, settings.run.clock) as progress:
-            search = Search(
-                settings,
-                instrument,
-                PhysicsEyes(detector),
-                state,
-                journal,
-                frames,
-                progress,
+        console.print(f"run [bold]{escape(str(run.path))}[/]", soft_wrap=True)
+        card: list[Scorecard] = []
+
+        def truth(entries: tuple[CatalogueEntry, ...]) -> tuple[TruthRow, ...]:
+            card.append(scorecard(entries, state, settings, instrument))
+            return tuple(
+                TruthRow(row.material, row.layers, row.present, row.found, row.false)
+                for row in card[0].rows
             )
-            try:
-                with asyncio.Runner(loop_factory=factory) as runner:
+
+        eyes = PhysicsEyes(chosen.detector)
+        is_simulated = isinstance(instrument, SimulatedMicroscope)
+        try:
+            with SearchProgress(console, settings.run.clock) as progress:
+                search = Search(settings, instrument, eyes, state, journal, frames, progress)
+                with asyncio.Runner(loop_factory=chosen.factory) as runner:
                     result = runner.run(search.run())
-            except KeyboardInterrupt:
-                console.print(
-                    "[yellow]stopped; everything taken is kept. Go on with[/]\n"
-                    f"  scopeloop search --resume {run.path}"
-                )
-                return 130
-            card: list[Scorecard] = []
-
-            def truth(entries: tuple[CatalogueEntry, ...]) -> tuple[TruthRow, ...]:
-                card.append(scorecard(entries, state, settings, instrument))
-                return tuple(
-                    TruthRow(row.material, row.layers, row.present, row.found, row.false)
-                    for row in card[0].rows
-                )
-
-            is_simulated = isinstance(instrument, SimulatedMicroscope)
-            entries = conclude(
-                state,
-                settings,
-                run,
-                frames,
-                instrument.turret.objectives,
-                instrument.camera.shape_px,
-                report_ladders(detector, state),
-                truth if is_simulated else None,
-                progress.note,
-            )
+                with rundir.writing(run.path):
+                    entries = conclude(
+                        state,
+                        settings,
+                        run,
+                        frames,
+                        instrument.turret.objectives,
+                        instrument.camera.shape_px,
+                        report_ladders(chosen.detector, state),
+                        truth if is_simulated else None,
+                        progress.note,
+                    )
+        except KeyboardInterrupt:
+            _say_how_to_go_on(console, run)
+            return 130
+        except (ControllerError, DriverError, ModelError):
+            _say_how_to_go_on(console, run)
+            raise
         print_result(console, settings, state, entries, result, card[0] if card else None)
-        console.print(f"report [bold]{run.report_path}[/]")
+        console.print(f"report [bold]{escape(str(run.report_path))}[/]", soft_wrap=True)
     return 0
+
+
+def _journal_of(run: rundir.RunDir) -> Journal:
+    try:
+        return Journal(run.journal_path)
+    except rundir.TooNew:
+        raise
+    except rundir.BadRecord as error:
+        raise rundir.BadRecord(error.path, f"{error.reason}; {_JOURNAL_CURE}") from error
+
+
+def _known(journal: Journal, frames: FrameStore) -> SearchState:
+    """What earlier sessions found out. Raises BadRecord rather than begin anew over a record."""
+    try:
+        state = folded(journal.replay())
+    except rundir.BadRecord as error:
+        raise rundir.BadRecord(error.path, f"{error.reason}; {_JOURNAL_CURE}") from error
+    if not state.sessions and frames.shots():
+        reason = f"it is empty, yet frames lie beside it; {_JOURNAL_CURE}"
+        raise rundir.BadRecord(journal.path, reason)
+    return state
+
+
+def _say_how_to_go_on(console: Console, run: rundir.RunDir) -> None:
+    path = str(run.path)
+    shown = f'"{path}"' if " " in path else path
+    console.print(
+        "[yellow]stopped safely; everything taken is kept. Go on with[/]\n"
+        f"  scopeloop search --resume {escape(shown)}",
+        soft_wrap=True,
+    )
 
 
 def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladder]:
@@ -469,7 +550,7 @@ class SearchProgress:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._progress.console.print(f"[dim]{text}[/]", highlight=False)
+        self._progress.console.print(f"[dim]{escape(text)}[/]", highlight=False)
 
 
 # --- scopeloop bench, doctor ---------------------------------------------------------------
@@ -492,7 +573,8 @@ def bench(name: str, console: Console, *, quick: bool, seed: int, out: Path | No
         figures.show(console, key, found)
         rows += found
     if out is not None:
-        figures.write_json(out, name, rows, seed)
+        with rundir.writing(out):
+            figures.write_json(out, name, rows, seed)
     return 0
 
 
@@ -507,14 +589,12 @@ def doctor(config: Path | None, console: Console) -> int:
     if config is None:
         return 0
     tables, _ = load_toml(config)
-    settings = validated(Settings, tables, str(config))
-    detector = validated(DetectorSettings, settings.detector, str(config), prefix="detector")
-    instrument = open_instrument(settings, str(config))
-    check_together(settings, detector, instrument, str(config))
-    console.print(f"[green]settings are sound[/] ({config}); detector {detector.materials}")
-    with asyncio.Runner(loop_factory=loop_factory(settings, str(config))) as runner:
-        checks = runner.run(_examined(instrument, settings))
-    report = Table(title=instrument.name, title_justify="left")
+    chosen = set_up(tables, str(config))
+    materials = ", ".join(chosen.detector.materials)
+    console.print(f"[green]settings are sound[/] ({escape(str(config))}); detector: {materials}")
+    with asyncio.Runner(loop_factory=chosen.factory) as runner:
+        checks = runner.run(_examined(chosen.instrument, chosen.settings))
+    report = Table(title=chosen.instrument.name, title_justify="left")
     for heading in ("device", "answer", "limits", "round trip"):
         report.add_column(heading)
     for row in checks:
@@ -529,10 +609,14 @@ async def _examined(instrument: Instrument, settings: Settings) -> list[tuple[st
     rows = []
     async with instrument:
 
-        async def timed(what: Awaitable[object]) -> tuple[str, str]:
-            began_s = clock()
-            async with asyncio.timeout(settings.camera.frame_timeout_s + 5.0):
-                answer = await what
+        async def timed(device: str, what: Awaitable[object]) -> tuple[str, str]:
+            began_s, patience_s = clock(), settings.camera.frame_timeout_s + 5.0
+            try:
+                async with asyncio.timeout(patience_s):
+                    answer = await what
+            except TimeoutError:
+                reason = f"asked, and nothing came within {patience_s:g} s; check its link"
+                raise NoAnswer(device, reason) from None
             return str(answer), f"{(clock() - began_s) * 1e3:.2f} ms"
 
         stage, focus, turret = instrument.stage, instrument.focus, instrument.turret
@@ -545,13 +629,13 @@ async def _examined(instrument: Instrument, settings: Settings) -> list[tuple[st
         async def focus_stands() -> str:
             return f"at {await focus.position_um():.3f} um"
 
-        answer, took = await timed(stands())
+        answer, took = await timed(stage.name, stands())
         limits = f"x {x.min_um:g} to {x.max_um:g}, y {y.min_um:g} to {y.max_um:g} um"
         rows.append((stage.name, answer, limits, took))
-        answer, took = await timed(focus_stands())
+        answer, took = await timed(focus.name, focus_stands())
         z = focus.limits_um
         rows.append((focus.name, answer, f"{z.min_um:g} to {z.max_um:g} um", took))
-        answer, took = await timed(turret.current())
+        answer, took = await timed(turret.name, turret.current())
         names = ", ".join(objective.name for objective in turret.objectives)
         rows.append((turret.name, (await turret.current()).name, names, took))
         camera = instrument.camera
@@ -563,7 +647,7 @@ async def _examined(instrument: Instrument, settings: Settings) -> list[tuple[st
                     return f"frame {frame.number}, {frame.pixels.shape} {frame.pixels.dtype}"
             return "no frame"
 
-        answer, took = await timed(one_frame())
+        answer, took = await timed(camera.name, one_frame())
         rows.append((camera.name, answer, f"{camera.bit_depth} bit", took))
     return rows
 
@@ -603,4 +687,5 @@ def evaluate_flakes(
     ]
     figures.show(console, "evaluate flakes", rows)
     if out is not None:
-        figures.write_json(out, "flakes", rows, None)
+        with rundir.writing(out):
+            figures.write_json(out, "flakes", rows, None)

@@ -40,7 +40,10 @@ class RunSettings(Section):
 
     name: str = Field(default="search", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     output_dir: str = "runs"
-    clock: Literal["real", "virtual"] = "real"  # virtual: simulated instruments only
+    # virtual and ideal: simulated instruments and replays only. Moves, settling and exposures cost
+    # the instrument's time; computing costs its measured time (virtual) or nothing (ideal: then
+    # the same seed gives the same run, to the bit).
+    clock: Literal["real", "virtual", "ideal"] = "real"
     min_free_gib: float = Field(default=1.0, ge=0.0, le=10_000.0)
 
 

@@ -32,6 +32,7 @@ from simulator.shapes import Points
 
 Ratio: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Density: TypeAlias = Annotated[float, Field(ge=0.0, le=2_000.0)]
+_LEAST_PART_UM2 = 3.0  # a smaller shred beside a fold is part of it
 _OBJECTS_MAX = 400_000
 
 
@@ -259,6 +260,24 @@ class _Occupancy:
             self._cells.setdefault(cell, []).append((x, y, radius))
 
 
+def _terrace(region: shapes.Polygon, layers: int, thickness_nm: float) -> Terrace:
+    points = np.asarray(shapely.geometry.polygon.orient(region).exterior.coords)[:-1]
+    centre = (float(region.centroid.x), float(region.centroid.y))
+    return Terrace(points, layers, thickness_nm, float(region.area), centre)
+
+
+def _parted(terrace: Terrace, band: shapely.Polygon) -> list[Terrace]:
+    """What a fold leaves of a terrace: two where it runs right across, else the terrace."""
+    parts = [
+        part
+        for part in shapes.polygons(shapely.Polygon(terrace.polygon_um).difference(band))
+        if part.area >= _LEAST_PART_UM2
+    ]
+    if len(parts) < 2:
+        return [terrace]
+    return [_terrace(part, terrace.layers, terrace.thickness_nm) for part in parts]
+
+
 class _Layout:
     """One pass of laying things out, largest first so that they find room."""
 
@@ -435,15 +454,14 @@ class _Layout:
                 self._add_region(region.difference(region.buffer(-0.2)), BLACK, paint, share)
                 beside = region.buffer(0.5, join_style="mitre").difference(outline)
                 self._add_region(beside, BLACK, SUBSTRATE, share)
-            points = np.asarray(shapely.geometry.polygon.orient(region).exterior.coords)[:-1]
-            centre = (float(region.centroid.x), float(region.centroid.y))
-            terraces.append(Terrace(points, count, thickness_nm, float(region.area), centre))
+            terraces.append(_terrace(region, count, thickness_nm))
+        if layers <= self._settings.max_layers and rng.random() < self._settings.folded_fraction:
+            band = self._add_fold(rng, regions, crystal)
+            terraces = [part for terrace in terraces for part in _parted(terrace, band)]
         points = np.asarray(shapely.geometry.polygon.orient(outline).exterior.coords)[:-1]
         self._flakes.append(
             Flake(len(self._flakes), key, points, float(outline.area), tuple(terraces))
         )
-        if layers <= self._settings.max_layers and rng.random() < self._settings.folded_fraction:
-            self._add_fold(rng, regions, crystal)
 
     def _terraces(
         self,
@@ -498,7 +516,8 @@ class _Layout:
         rng: np.random.Generator,
         regions: Sequence[tuple[shapes.Polygon, int]],
         crystal: Material,
-    ) -> None:
+    ) -> shapely.Polygon:
+        """Draw a fold across the largest terrace; returns the band that it covers."""
         region, count = max(regions, key=lambda pair: float(pair[0].area))
         size = float(np.sqrt(region.area))
         line = shapes.wandering_line(rng, size * float(rng.uniform(0.5, 1.4)), 0.06, 12)
@@ -507,6 +526,7 @@ class _Layout:
         single = Paint("crystal", count * crystal.layer_thickness_nm, crystal.key)
         triple = Paint("crystal", 3 * count * crystal.layer_thickness_nm, crystal.key)
         self._add_region(band.intersection(region), triple, single)
+        return band
 
     def _lay_specks(self) -> None:
         kinds: tuple[tuple[Literal["residue", "bubble", "dust"], str, float, float, float], ...] = (
