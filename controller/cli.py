@@ -12,9 +12,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from controller import app
 from controller.errors import BadSettings, ControllerError
+from controller.record.rundir import NotARun
 from drivers.errors import DriverError
 from inference.api import ModelError
 
@@ -125,7 +127,7 @@ def main() -> None:
     """Entry point of `scopeloop`."""
     try:
         cli()
-    except BadSettings as error:
+    except (BadSettings, NotARun) as error:
         _complain(error)
         sys.exit(2)
     except (ControllerError, DriverError, ModelError) as error:
@@ -134,6 +136,7 @@ def main() -> None:
 
 
 def _complain(error: Exception) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        f"[bold red]error:[/] {str(error).replace('[', chr(92) + '[')}"
-    )
+    """One line, whatever the error quotes."""
+    said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    line = Text.assemble(("error:", "bold red"), " ", " ".join(said.split()))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line)

@@ -44,13 +44,22 @@ from zarr.storage import LocalStore
 from controller.errors import ControllerError
 from controller.geometry import CameraGeometry
 from controller.messages import Exposed, Point, Saved, ShotKind
-from controller.record.rundir import BadRecord, reading, require_free, retrying, writing
+from controller.record.rundir import (
+    BadRecord,
+    TooNew,
+    reading,
+    require_free,
+    retrying,
+    writing,
+)
 from drivers.api import Frame, Pixels
 
 ATTRIBUTES_FORMAT = 1
 OME_VERSION = "0.5"
 _SHOT_KINDS: tuple[ShotKind, ...] = ("overview", "focus", "tile", "revisit")
 _CHANNELS = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
+
+_CURE = "; delete this folder and resume the run: the frame is taken again"
 
 Json: TypeAlias = dict[str, Any]
 
@@ -123,16 +132,17 @@ class FrameStore:
         """
         path = self._image_path(shot, index)
         facts = self.attributes(shot, index)
-        with _reading_zarr(path):
+        with _reading_zarr(path, _CURE):
             array = zarr.open_array(LocalStore(path / "0", read_only=True), mode="r")
             # zarr reads an absent chunk as zeros.
             if not (path / "0" / "c" / "0" / "0" / "0").is_file():
-                raise BadRecord(path, "the pixels are gone; only the metadata is left")
+                raise BadRecord(path, f"the pixels are gone, only metadata is left{_CURE}")
             planes = np.asarray(array[...])
         pixels = planes[0] if facts.get("is_grey") else planes.transpose(1, 2, 0)
         pixels = np.ascontiguousarray(pixels)
         if checksum_of(cast("Pixels", pixels)) != facts["checksum"]:
-            raise BadRecord(path, f"the pixels are damaged: not {facts['checksum']} as written")
+            reason = f"the pixels are damaged: not {facts['checksum']} as written"
+            raise BadRecord(path, reason + _CURE)
         pixels.flags.writeable = False
         return cast("Pixels", pixels)
 
@@ -141,11 +151,12 @@ class FrameStore:
         path = self._image_path(shot, index)
         if not path.is_dir():
             raise BadRecord(path, "no such frame was saved")
-        with _reading_zarr(path):
+        with _reading_zarr(path, _CURE):
             group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
             facts = group.attrs.get("scopeloop")
         if not isinstance(facts, dict) or not isinstance(facts.get("checksum"), str):
-            raise BadRecord(path, "the metadata is damaged: attribute `scopeloop` is not whole")
+            reason = "the metadata is damaged: attribute `scopeloop` is not whole"
+            raise BadRecord(path, reason + _CURE)
         return facts
 
     def exists_complete(self, shot: ShotKind, index: int) -> bool:
@@ -235,7 +246,7 @@ class FrameStore:
             raise BadRecord(self.path, "this Zarr group does not hold the frames of a run")
         if said["format"] > ATTRIBUTES_FORMAT:
             reason = f"the frames have format {said['format']}, newer than {ATTRIBUTES_FORMAT}"
-            raise BadRecord(self.path, f"{reason}; update the program")
+            raise TooNew(self.path, f"{reason}; update the program")
 
     def _begin(self) -> None:
         if self._staging.exists():
@@ -428,14 +439,14 @@ def _planes(pixels: Pixels) -> Pixels:
 
 
 @contextlib.contextmanager
-def _reading_zarr(path: Path) -> Iterator[None]:
-    """Turn what zarr and its codecs say of a damaged image into BadRecord."""
+def _reading_zarr(path: Path, cure: str = "") -> Iterator[None]:
+    """Turn what zarr and its codecs say of a damaged image into BadRecord; cure: what to do."""
     try:
         yield
     except OSError as error:
-        raise BadRecord(path, f"cannot be read: {error.strerror or error}") from error
+        raise BadRecord(path, f"cannot be read: {error.strerror or error}{cure}") from error
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise BadRecord(path, f"is damaged: {type(error).__name__}: {error}") from error
+        raise BadRecord(path, f"is damaged: {type(error).__name__}: {error}{cure}") from error
 
 
 def _flush(folder: Path) -> None:

@@ -25,7 +25,7 @@ from pydantic import ConfigDict, Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from controller.messages import Fact
-from controller.record.rundir import BadRecord, reading, writing
+from controller.record.rundir import BadRecord, TooNew, reading, writing
 
 APPLICATION_ID = 0x53434F50  # "SCOP": how SQLite files tell whose they are
 SCHEMA_VERSION = 1
@@ -218,7 +218,7 @@ def _check(path: Path, database: sqlite3.Connection, *, is_read_only: bool) -> N
         raise BadRecord(path, "this SQLite file is not the journal of a run")
     if version > SCHEMA_VERSION:
         reason = f"the journal has format {version}, this program reads up to {SCHEMA_VERSION}"
-        raise BadRecord(path, f"{reason}; update the program")
+        raise TooNew(path, f"{reason}; update the program")
     verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise BadRecord(path, f"the journal is damaged: {verdict}; copy it away before anything")

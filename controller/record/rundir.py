@@ -60,6 +60,14 @@ class BadRecord(ControllerError):
         self.reason = reason
 
 
+class NotARun(BadRecord):
+    """What was named is no folder of a run; nothing was touched."""
+
+
+class TooNew(BadRecord):
+    """A later version of the program wrote it."""
+
+
 class RunLocked(BadRecord):
     """Another live process holds the run."""
 
@@ -170,7 +178,7 @@ def create(
     DiskFull where less than `min_free_gib` is free before the start.
     """
     parent = Path(parent)
-    if not _NAME.fullmatch(name) or name.split(".")[0].upper() in _RESERVED or name.endswith("."):
+    if not can_name(name):
         reason = (
             f"{name!r} cannot name a run; allowed: up to 64 letters, digits, '_', '.' and '-', "
             "a letter or digit first, and no device name of Windows"
@@ -199,11 +207,17 @@ def create(
     return RunDir(path, marker, lock)
 
 
+def can_name(name: str) -> bool:
+    """Whether a run may be called so on every operating system."""
+    is_device = name.split(".")[0].upper() in _RESERVED
+    return bool(_NAME.fullmatch(name)) and not is_device and not name.endswith(".")
+
+
 def open_existing(path: Path | str, *, is_read_only: bool = False) -> RunDir:
     """Open a run that is there: to go on with it, or only to read it (then nothing is locked).
 
-    Raises BadRecord for what is missing, unreadable, not a run or of a newer format, and RunLocked
-    where another live process holds it.
+    Raises NotARun for what is missing or something else, TooNew, RunLocked where another live
+    process holds it, and BadRecord for what is damaged.
     """
     path = Path(path)
     marker = _marker(path)
@@ -230,7 +244,7 @@ def writing(path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(path, _free_or_none(path), 0.0) from error
-        raise BadRecord(path, f"cannot be written: {_said(error)}") from error
+        raise BadRecord(path, f"cannot be written: {_said(error, path)}") from error
     except sqlite3.Error as error:
         if _sqlite_code(error) == sqlite3.SQLITE_FULL:
             raise DiskFull(path, _free_or_none(path), 0.0) from error
@@ -243,7 +257,7 @@ def reading(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadRecord(path, f"cannot be read: {_said(error)}") from error
+        raise BadRecord(path, f"cannot be read: {_said(error, path)}") from error
     except sqlite3.Error as error:
         raise BadRecord(path, f"cannot be read: {error}") from error
 
@@ -294,14 +308,14 @@ def _new_folder(parent: Path, stem: str) -> Path:
 def _marker(path: Path) -> Marker:
     with reading(path):
         if not path.exists():
-            raise BadRecord(path, "there is no such folder; name the folder of a run")
+            raise NotARun(path, "there is no such folder; name the folder of a run")
         if not path.is_dir():
-            raise BadRecord(path, "this is a file; name the folder of a run")
+            raise NotARun(path, "this is a file; name the folder of a run")
         try:
             raw = (path / MARKER_NAME).read_bytes()
         except FileNotFoundError:
             reason = f"this is not the folder of a run (it holds no {MARKER_NAME})"
-            raise BadRecord(path, reason) from None
+            raise NotARun(path, reason) from None
     where = path / MARKER_NAME
     try:
         said = json.loads(raw)
@@ -314,10 +328,10 @@ def _marker(path: Path) -> Marker:
                     f"this run has format {version}, this program reads up to {FORMAT}; "
                     "update the program"
                 )
-                raise BadRecord(path, reason)
+                raise TooNew(path, reason)
             return Marker(version, name, created_at_utc)
         case {"format": int(version)} if version > FORMAT:
-            raise BadRecord(path, f"this run has format {version}, newer than {FORMAT}; update")
+            raise TooNew(path, f"this run has format {version}, newer than {FORMAT}; update")
     raise BadRecord(where, "is damaged: format, name or created_at_utc is missing")
 
 
@@ -370,8 +384,11 @@ def _free_or_none(path: Path | str) -> float | None:
         return None
 
 
-def _said(error: OSError) -> str:
-    return error.strerror or type(error).__name__
+def _said(error: OSError, path: Path | str) -> str:
+    """What the system said, and of which file if that is another than `path`."""
+    said = error.strerror or type(error).__name__
+    files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return said if not files or str(path) in files else f"{said} ({files[-1]})"
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
