@@ -68,6 +68,7 @@ class FrameLedger:
         self._first: int | None = None  # the lowest number seen; None: nothing yet
         self._highest = 0
         self._awaited: dict[int, None] = {}
+        self._promised: tuple[int, int] | None = None  # lowest and highest; None: none
         self._gaps: list[MissingFrames] = []  # by number, disjoint
         self._fates: dict[Fate, int] = {
             "kept": 0,
@@ -143,9 +144,27 @@ class FrameLedger:
             self._highest = report.last
         return (*lost, *self._expire())
 
+    def expect(self, number: int) -> None:
+        """The source has promised this number: if it never comes, `close` names it."""
+        if self._promised is None:
+            self._promised = (number, number)
+        else:
+            self._promised = (min(self._promised[0], number), max(self._promised[1], number))
+
     def close(self) -> tuple[MissingFrames, ...]:
         """Declare missing what is still awaited; afterwards `unaccounted_frames` must be 0."""
-        return self._expire(everything=True)
+        lost: list[MissingFrames] = []
+        if self._promised is not None:
+            low, high = self._promised
+            if self._first is None:
+                self._first, self._highest = low, low - 1
+            if low < self._first:
+                lost.append(self._lose(low, self._first - 1, "it never came"))
+                self._first = low
+            if high > self._highest:
+                lost.append(self._lose(self._highest + 1, high, "it never came"))
+                self._highest = high
+        return (*self._expire(everything=True), *lost)
 
     def gap_of(self, number: int) -> MissingFrames | None:
         """The gap that swallowed `number`; None: it is not missing."""
@@ -547,6 +566,7 @@ class FrameStream:
 
     def _want(self, number: int) -> None:
         """Expect a frame that may have come, or been lost, before its number was known."""
+        self.ledger.expect(number)
         waiting: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         # A failure that nobody asks for is in the ledger; it is not a lost exception.
         waiting.add_done_callback(_retrieve)

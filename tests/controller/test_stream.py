@@ -469,6 +469,25 @@ def test_silence_ends_at_the_deadline_and_a_later_frame_is_unwanted() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("lost", [{0, 1, 2}, {0}, {2}, {1}, {0, 2}])
+def test_what_was_triggered_and_never_came_is_named(lost: set[int]) -> None:
+    async def test() -> None:
+        camera = FakeCamera()
+        camera.count = 7
+        camera.spoil = lambda f: [] if f.number - 7 in lost else [f]
+        told: list[MissingFrames] = []
+        async with FrameStream(camera, on_missing=told.append) as stream:
+            for _ in range(3):
+                await stream.trigger(1.0)
+            await asyncio.sleep(1.0)
+        named = {n - 7 for gap in told for n in range(gap.first, gap.last + 1)}
+        assert named == lost
+        assert (stream.ledger.span_frames, stream.ledger.missing_frames) == (3, len(lost))
+        assert stream.ledger.unaccounted_frames == 0
+
+    run(test())
+
+
 def test_an_exposure_that_does_not_end_is_a_timeout() -> None:
     async def test() -> None:
         camera = FakeCamera()
