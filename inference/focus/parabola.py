@@ -153,6 +153,8 @@ class InverseParabola:
             z_um=float(curve.z_um[best] - b / (2 * a) * scale_um),
             sigma_um=math.sqrt(max(variance, 0.0)) * scale_um,
             half_width_um=math.sqrt(float(top / a)) * scale_um,
+            low_um=float(curve.z_um[first]),
+            high_um=float(curve.z_um[last]),
         )
 
     def _judged(
@@ -160,11 +162,9 @@ class InverseParabola:
     ) -> FocusEstimate:
         best_z_um = float(curve.z_um[best])
         sigma_um = math.hypot(fit.sigma_um, self.least_sigma_dof * depth_of_field_um)
-        below_um = curve.z_um[max(best - 1, 0)]
-        above_um = curve.z_um[min(best + 1, len(curve.z_um) - 1)]
         reason = ""
-        if not below_um - sigma_um <= fit.z_um <= above_um + sigma_um:
-            reason = f"the parabola peaks at {fit.z_um:.2f} um, away from the best sample"
+        if not fit.low_um <= fit.z_um <= fit.high_um:
+            reason = f"the parabola peaks at {fit.z_um:.2f} um, outside the samples it is fitted to"
         elif not self.least_width_dof <= fit.half_width_um / depth_of_field_um:
             reason = f"the peak is only {fit.half_width_um:.3g} um wide: a flash, not focus"
         elif fit.half_width_um / depth_of_field_um > self.most_width_dof:
@@ -190,6 +190,8 @@ class _Parabola:
     z_um: float
     sigma_um: float
     half_width_um: float  # at half height
+    low_um: float  # of the samples that carry the fit
+    high_um: float
 
 
 def _curve(samples: Sequence[FocusSample], same_um: float, noise: InverseParabola) -> _Curve:
