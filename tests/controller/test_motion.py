@@ -477,7 +477,7 @@ def test_a_turret_in_doubt_stops_exposures_and_descents(fault: str) -> None:
         instrument.turret.fault = fault
         with pytest.raises(TurretFailed):
             await motion.select_objective("5x", "search")
-        assert motion.objective is None
+        assert motion.where.objective is None
         with pytest.raises(TurretFailed):
             async with motion.still(Expose(0.1, 10.0, 10.0, "search")):
                 pass
@@ -485,7 +485,7 @@ def test_a_turret_in_doubt_stops_exposures_and_descents(fault: str) -> None:
             await motion.move_focus_um(-100.0, "search")
         instrument.turret.fault = ""
         await motion.refresh()
-        assert motion.objective is not None
+        assert motion.where.objective is not None
         async with motion.still(Expose(0.1, 10.0, 10.0, "search")):
             pass
 
@@ -656,16 +656,18 @@ async def test_a_permit_is_asked_for_again_before_each_step(
 ) -> None:
     """Somebody takes the instrument while a descent, or the lift for the turret, is under way."""
     await motion.move_focus_um(1000.0, "search")
-    instrument.focus.on_start = lambda axis, target: motion.supervisor.take_lease(  # type: ignore[assignment, return-value]
-        "operator", now_s(), 60.0
-    )
+
+    def take(axis: FakeAxis, target_um: tuple[float, ...]) -> None:
+        motion.supervisor.take_lease("operator", now_s(), 60.0)
+
+    instrument.focus.on_start = take
     with pytest.raises(UnsafeCommand, match="lease"):
         await motion.move_focus_um(0.0, "search")
     assert instrument.focus.sent == [(1000.0,), (100.0,)]
     motion.supervisor.release_lease("operator")
     with pytest.raises(UnsafeCommand, match="lease"):
         await motion.select_objective("5x", "search")
-    assert instrument.focus.sent[2:] == [(pytest.approx(162.3),)]
+    assert instrument.focus.sent[2:] == [(pytest.approx((162.3,)))]
     assert instrument.turret.selected == []
 
 
@@ -1093,7 +1095,7 @@ class Anything(RuleBasedStateMachine):
     @rule()
     def repair(self) -> None:
         for device in (self.instrument.stage, self.instrument.focus, self.instrument.turret):
-            device.fault = ""  # type: ignore[attr-defined]
+            device.fault = ""
         self.try_(self.motion.resume("operator"))
 
     @rule(x_um=LATERAL_UM, y_um=LATERAL_UM, z_um=HEIGHT_UM)

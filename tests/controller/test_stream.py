@@ -644,7 +644,7 @@ def test_a_dead_camera_fails_all_who_wait(end: Exception | None) -> None:
                 ):
                     group.create_task(wait(what))
                 await asyncio.sleep(0.1)
-                camera.queue.put_nowait(end)  # type: ignore[arg-type]
+                camera.queue.put_nowait(end)
             assert now_s() < 1.0
             assert len(errors) == 5
             assert stream.fault is not None
