@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import tomllib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -448,12 +449,13 @@ def print_result(
 ) -> None:
     """The closing table."""
     finished = result.finished
-    table = Table(title="what was found", title_justify="left")
+    least = f"{settings.wanted.min_area_um2:g} µm²"
+    table = Table(title=f"terraces of at least {least}", title_justify="left")
     table.add_column("material")
-    table.add_column("layers", justify="right")
-    table.add_column(f"entries >= {settings.wanted.min_area_um2:g} µm²", justify="right")
+    for heading in ("layers", "entries"):
+        table.add_column(heading, justify="right")
     if card is not None:
-        for heading in ("on the chip", "found", "missed", "false", "recall", "precision"):
+        for heading in ("present", "found", "missed", "false", "recall", "precision"):
             table.add_column(heading, justify="right")
         for row in card.rows:
             table.add_row(
@@ -478,6 +480,17 @@ def print_result(
                 )
                 table.add_row(material, str(layers), str(count))
     console.print(table)
+    doubtful = [
+        seen.reason.partition(":")[0]
+        for (shot, _), seen in state.analysed.items()
+        if shot == "tile" and not seen.in_distribution
+    ]
+    if doubtful:
+        reason, times = Counter(doubtful).most_common(1)[0]
+        console.print(
+            f"[yellow]{len(doubtful)} of {finished.tiles} tiles could not be judged[/], "
+            f"{times} of them: {escape(reason)}"
+        )
     if finished.scan_s > 0.0 and settings.instrument.driver != "replay":
         per_min = 60.0 * finished.tiles / finished.scan_s
         share = finished.scan_bound_s / finished.scan_s
