@@ -326,7 +326,7 @@ def _card(
         ("Area", area_text(entry.area_um2)),
         ("Aspect", number(entry.aspect_ratio, 1)),
         ("Thickness", f"{number(entry.thickness_nm, 2)}{NNBSP}nm"),
-        ("Focus score", f"{entry.sharpness:.2g}"),
+        ("Focus score", f"{1e3 * entry.sharpness:.2g}{NNBSP}·10⁻³"),
         ("Off ladder", number(entry.off_ladder, 3)),
         ("Flake score", number(entry.score, 2)),
     ]
