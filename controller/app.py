@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -64,7 +64,12 @@ from inference.api import (
 from inference.flakes import ladder as ladders
 from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
 from inference.flakes.evaluate import evaluate_folder
-from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, calibrate
+from inference.flakes.physics_detector import (
+    DetectorSettings,
+    PhysicsDetector,
+    calibrate,
+    checked_image,
+)
 from inference.focus.gradient import GradientSharpness
 from inference.focus.parabola import InverseParabola
 from simulator.clock import VirtualTimeLoop
@@ -178,6 +183,14 @@ def check_together(
                 repr(material),
                 f"materials that the detector looks for: {', '.join(detector.materials)}",
             )
+    camera = instrument.camera
+    try:
+        blank = np.zeros((*camera.shape_px, 3), np.uint8 if camera.bit_depth <= 8 else np.uint16)
+        checked_image(cast(Pixels, blank), 100.0, camera.bit_depth)
+    except ModelError as error:
+        h_px, w_px = camera.shape_px
+        asked = f"a camera of {w_px} x {h_px} px, {camera.bit_depth} bit"
+        raise BadSettings(file, "instrument", asked, f"what the detector takes: {error}") from None
     longest_s = settings.safety.max_exposure_s
     if settings.camera.exposure_s > longest_s:
         allowed = f"at most safety.max_exposure_s = {longest_s:g}"

@@ -44,6 +44,7 @@ class Recorder:
         self._thread = thread
         self._queue: asyncio.Queue[Fact | _Picture | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MAX_FRAMES)
+        self._is_broken = False  # the disk refused; what is still queued would be refused too
         self.stalled_s = 0.0  # time that `save` had to wait for room
 
     def post(self, fact: Fact) -> None:
@@ -83,11 +84,31 @@ class Recorder:
         """Return when all that was posted so far is on the disk."""
         await self._queue.join()
 
+    def write_rest(self) -> None:
+        """After `run` was broken off and the thread is idle: write what is queued, here and now.
+
+        Raises DiskFull or BadRecord; does nothing when that is what broke `run` off.
+        """
+        items = []
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if item is not None:
+                items.append(item)
+        if not self._is_broken:
+            self._write(items)
+
     def close(self) -> None:
         """Let `run` end when it has written what is queued."""
         self._queue.put_nowait(None)
 
     def _write(self, items: list[Fact | _Picture]) -> list[Saved]:
+        try:
+            return self._written(items)
+        except BaseException:
+            self._is_broken = True
+            raise
+
+    def _written(self, items: list[Fact | _Picture]) -> list[Saved]:
         """On the writer's thread: in order, facts that follow one another in one transaction."""
         facts: list[Fact] = []
         done: list[Saved] = []

@@ -31,9 +31,9 @@ import numpy.typing as npt
 from shapely.geometry import Polygon, box
 
 from controller.errors import (
+    BadFrame,
     ControllerError,
-    FrameMissing,
-    FrameTimeout,
+    HaltFailed,
     SearchFailed,
     StreamError,
     UnsafeCommand,
@@ -93,8 +93,12 @@ _IN_FLIGHT: Final = 6  # frames exposed and not yet looked at
 _OVERVIEW_PX: Final = 320  # width of the small pictures that find the chip
 _CALIBRATION_TILES: Final = 12  # tiles with flakes that the colour calibration is fitted on
 _FAILED_IN_A_ROW: Final = 3  # frames that did not come: then the camera is given up
+_UNLIT_IN_A_ROW: Final = 10  # frames that show nothing: then the lamp is
 _RETAKES: Final = 2  # rounds over tiles whose frame was lost
 _FOCUS_TRIES: Final = 5  # places tried when the field is empty
+_MOST_TILES: Final = 100_000  # of one plan: a year's travel is a slip in a number
+_BLACK: Final = "black: no light came; check lamp, shutter and camera.exposure_s"
+_SATURATED: Final = "saturated: every pixel is at its end; lower camera.exposure_s or the lamp"
 _STOP_DEADLINE_S: Final = 20.0  # for writing what was taken, after a stop
 
 
@@ -135,6 +139,10 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None:
         """Something the user should read now."""
+
+
+class _Unlit(BadFrame):
+    """The frame shows nothing at all: expose again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -199,6 +207,8 @@ class Search:
         self._small: dict[int, OverviewFrame] = {}
         self._lost: list[_Shot] = []
         self._lost_in_a_row = 0
+        self._last_loss = ""
+        self._blacks = 0  # among the tiles kept in this session
         self._surface: FocusSurface | None = None
         self._detectors: dict[str, FlakeDetector] = {}
         self._offset_um: deque[tuple[float, float]] = deque(maxlen=9)
@@ -234,9 +244,9 @@ class Search:
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
-            finished = self._finish(outcome, reason)
             for thread in (self._writer, self._analyst, self._fitter):
                 thread.shutdown()
+            finished = self._finish(outcome, reason)
         return SearchResult(finished, self._stalled_s)
 
     async def _session(self) -> None:
@@ -257,7 +267,11 @@ class Search:
                 except (ControllerError, DriverError) as error:
                     if isinstance(error, UnsafeCommand):
                         self._post(CommandRefused(error.command, error.reason))
-                    await self._wind_down(developing, recording, is_in_order=False)
+                    try:
+                        await self._wind_down(developing, recording, is_in_order=False)
+                    except HaltFailed as worse:
+                        worse.add_note(f"it began with: {error}")
+                        raise
                     raise
                 except asyncio.CancelledError:
                     # Also when a sibling failed: then what is left to write may not be writable.
@@ -277,10 +291,13 @@ class Search:
         if self._calibrating is not None and not is_in_order:
             self._calibrating.cancel()
         self._shots.put_nowait(None)
-        async with asyncio.timeout(None if is_in_order else _STOP_DEADLINE_S):
-            await asyncio.wait([developing])
-            self._recorder.close()
-            await asyncio.wait([recording])
+        try:
+            async with asyncio.timeout(None if is_in_order else _STOP_DEADLINE_S):
+                await asyncio.wait([developing])
+                self._recorder.close()
+                await asyncio.wait([recording])
+        except TimeoutError:
+            self._watcher.note(f"not all was written within {_STOP_DEADLINE_S:g} s")
 
     def _finish(self, outcome: Outcome, reason: str) -> RunFinished:
         stream = getattr(self, "_stream", None)
@@ -302,6 +319,7 @@ class Search:
         )
         advance(self._state, finished)
         try:
+            self._recorder.write_rest()
             self._journal.append([finished])
         except ControllerError as error:
             self._watcher.note(f"the end of the session could not be journalled: {error}")
@@ -333,7 +351,17 @@ class Search:
         self._post(FramesMissing(gap.first, gap.last, gap.reason))
 
     def _adopt(self) -> None:
-        """Frames that reached the disk just before the crash count, though the journal lacks it."""
+        """What is on the disk counts, whatever the journal says.
+
+        A frame that reached it just before a crash is not taken again; one that somebody deleted,
+        because it was damaged, is.
+        """
+        saved_before = self._state.saved
+        gone = [key for key in saved_before if not self._frames.exists_complete(*key)]
+        for key in gone:
+            del saved_before[key]
+        if gone:
+            self._watcher.note(f"no longer on the disk, taken again: {len(gone)} frames")
         found = [
             saved
             for key, exposed in self._state.exposed.items()
@@ -346,13 +374,10 @@ class Search:
 
     # --- one exposure ----------------------------------------------------------------------
 
-    async def _expose(self, source: str = "search") -> Exposure:
+    def _light(self, source: str) -> Expose:
         objective = self._objective()
         width_um, height_um = footprint_um(self._shape_px, objective.pixel_size_nm, self._geometry)
-        exposure_s = self._settings.camera.exposure_s
-        return await self._stream.expose(
-            self._motion, Expose(exposure_s, width_um, height_um, source)
-        )
+        return Expose(self._settings.camera.exposure_s, width_um, height_um, source)
 
     async def _take(self, shot: ShotKind, index: int) -> asyncio.Future[bool]:
         """Expose here and hand the frame on; returns when the stage may move again."""
@@ -360,7 +385,7 @@ class Search:
         waited_from_s = loop.time()
         await self._room.acquire()
         self._stalled_s += loop.time() - waited_from_s
-        exposure = await self._expose()
+        exposure = await self._stream.expose(self._motion, self._light("search"))
         done: asyncio.Future[bool] = loop.create_future()
         self._shots.put_nowait(_Shot(shot, index, exposure, self._objective(), done))
         return done
@@ -374,6 +399,7 @@ class Search:
                     self._settings.camera.frame_timeout_s + self._settings.camera.exposure_s,
                     shot.exposure.settled_at_s,
                 )
+                self._check_light(shot, frame)
             except StreamError as error:
                 self._lose(shot, error)
                 shot.done.set_result(False)
@@ -389,12 +415,23 @@ class Search:
     def _lose(self, shot: _Shot, error: StreamError) -> None:
         self._lost.append(shot)
         self._lost_in_a_row += 1
-        if isinstance(error, FrameMissing | FrameTimeout):
-            self._watcher.note(f"{shot.shot} {shot.index}: {error}")
-        if self._lost_in_a_row >= _FAILED_IN_A_ROW:
+        self._last_loss = str(error)
+        self._watcher.note(f"{shot.shot} {shot.index}: {error}")
+        most = _UNLIT_IN_A_ROW if isinstance(error, _Unlit) else _FAILED_IN_A_ROW
+        if self._lost_in_a_row >= most:
             raise SearchFailed(
                 f"{self._lost_in_a_row} frames in a row were lost, the last: {error}"
             ) from error
+
+    def _check_light(self, shot: _Shot, frame: Frame) -> None:
+        """Raises a BadFrame for a frame that shows nothing: it has to be exposed again."""
+        if shot.shot == "overview":
+            return  # beside the chip there may be nothing to see
+        fault = _no_light(frame.pixels, frame.bit_depth)
+        if fault == _BLACK and self._settings.scan.area == "limits":
+            self._blacks += 1  # the area is the user's own: it may well reach beyond the chip
+        elif fault:
+            raise _Unlit(self._instrument.camera.name, frame.number, fault)
 
     async def _look(
         self, shot: ShotKind, index: int, pixels: Pixels, pose: Pose, bit_depth: int
@@ -555,9 +592,8 @@ class Search:
         )
 
         async def observe() -> Frame:
-            exposure = await self._expose("focus")
-            return await self._stream.frame(
-                exposure.number, self._settings.camera.frame_timeout_s, exposure.settled_at_s
+            return await self._stream.snap(
+                self._motion, self._light("focus"), self._settings.camera.frame_timeout_s
             )
 
         result = await autofocus(
@@ -670,6 +706,7 @@ class Search:
         objective = self._objective()
         area = self._overview_rectangle()
         width_um, height_um = footprint_um(self._shape_px, objective.pixel_size_nm, self._geometry)
+        _check_size(area, width_um, height_um, settings.overview.overlap_ratio, "overview")
         x_min, y_min, x_max, y_max = area.bounds
         here = self._motion.where
         plan = cover_rectangle(
@@ -687,11 +724,17 @@ class Search:
         for tile in plan.tiles:
             if state.is_done("overview", tile.index):
                 await self._look_again("overview", tile.index)
-            else:
+        todo = [tile for tile in plan.tiles if not state.is_done("overview", tile.index)]
+        for _ in range(1 + _RETAKES):
+            for tile in todo:
                 await self._go(tile.x_um, tile.y_um, objective)
                 await self._take("overview", tile.index)
-            self._watcher.step("overview", tile.index + 1, self._now_s())
-        await self._drain()
+                self._watcher.step("overview", tile.index + 1, self._now_s())
+            await self._drain()
+            lost = self._lost_indices("overview")
+            todo = [tile for tile in todo if tile.index in lost]
+        for tile in todo:
+            self._post(Skipped(f"overview {tile.index}", "its frame was lost every time"))
         found = await asyncio.get_running_loop().run_in_executor(
             self._analyst, find_chip, [self._small[i] for i in sorted(self._small)]
         )
@@ -746,6 +789,12 @@ class Search:
             stage_x_um, stage_y_um, z_um, "search", focus_approach="from_above"
         )
 
+    def _lost_indices(self, kind: ShotKind) -> set[int]:
+        """What has to be taken again; asked once."""
+        lost = {shot.index for shot in self._lost if shot.shot == kind}
+        self._lost.clear()
+        return lost
+
     async def _drain(self) -> None:
         """Wait until every frame taken so far was looked at."""
         for _ in range(_IN_FLIGHT):
@@ -798,8 +847,10 @@ class Search:
         width_um, height_um = footprint_um(self._shape_px, objective.pixel_size_nm, self._geometry)
         here = self._motion.where
         kinematics = self._instrument.stage.kinematics
+        chip = self._chip_polygon()
+        _check_size(chip, width_um, height_um, settings.overlap_ratio, "scan")
         plan = cover_polygon(
-            self._chip_polygon(),
+            chip,
             width_um,
             height_um,
             settings.overlap_ratio,
@@ -869,7 +920,7 @@ class Search:
     async def _scan_tiles(self, todo: Sequence[PlannedTile], objective: Objective) -> None:
         loop = asyncio.get_running_loop()
         tiles = len(self._tiles())
-        is_resumed = len(todo) < tiles
+        is_resumed, planned = len(todo) < tiles, len(todo)
         # The first move, from wherever the stage stood, belongs to neither side of the ratio.
         await self._go(todo[0].x_um, todo[0].y_um, objective)
         began_s = loop.time()
@@ -885,14 +936,18 @@ class Search:
                 done = tiles - len(todo) + todo.index(tile) + 1
                 self._watcher.step("scan", done, self._now_s())
             await self._drain()
-            lost = {shot.index for shot in self._lost if shot.shot == "tile"}
-            self._lost.clear()
+            lost = self._lost_indices("tile")
             todo = [t for t in todo if t.index in lost]
             if not todo:
                 break
             if round_ == _RETAKES:
                 for tile in todo:
                     self._post(Skipped(f"tile {tile.index}", "its frame was lost every time"))
+                self._watcher.note(f"{len(todo)} tiles were lost every time and are left out")
+        if self._blacks and self._blacks == planned:
+            raise SearchFailed(f"all {planned} tiles were {_BLACK}; then begin a new run")
+        if not any(self._state.is_done("tile", tile.index) for tile in self._tiles()):
+            raise SearchFailed(f"no tile could be taken, the last loss: {self._last_loss}")
         self._scan_s += loop.time() - began_s
         self._scan_least_s += least_s
 
@@ -1019,6 +1074,28 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
             return _first_cause(error)
         return error
     return group
+
+
+def _check_size(
+    area: Polygon, width_um: float, height_um: float, overlap_ratio: float, what: str
+) -> None:
+    """Raises SearchFailed for an area that nobody means to cover."""
+    tiles = area.area / (width_um * height_um * (1.0 - overlap_ratio) ** 2)
+    if not tiles <= _MOST_TILES:
+        x_min, y_min, x_max, y_max = area.bounds
+        raise SearchFailed(
+            f"the {what} of {x_max - x_min:.4g} x {y_max - y_min:.4g} um would take {tiles:.3g} "
+            f"frames of {width_um:.4g} x {height_um:.4g} um, at most {_MOST_TILES} are planned; "
+            f"narrow [safety], or choose another {what}.objective"
+        )
+
+
+def _no_light(pixels: Pixels, bit_depth: int) -> str:
+    """Why a frame shows nothing at all, "" if it does; looks at every 16th row and column."""
+    some, top = pixels[::16, ::16], 2**bit_depth - 1
+    if np.count_nonzero(some > top // 50) <= some.size // 1000:
+        return _BLACK
+    return _SATURATED if np.count_nonzero(some >= top) >= 0.99 * some.size else ""
 
 
 def _exposed(shot: _Shot, frame: Frame) -> Exposed:
