@@ -8,10 +8,11 @@ into one sheet, is the full resolution looked at. On the sheet:
 2. Each core pixel is placed along the contrast ladder; a core whose pixels crowd in several places
    is cut at the valleys between them. The ladder gives the axis only: an even terrace is never cut
    because its colour lies between two layer numbers.
-3. Cores grow until they meet; then every border moves to where the closer of both colours changes, which puts the border half way up the blurred step. Substrate and everything that is no
-   flake (bulk, residue) own cores too: the rim of a bulk crystal passes through all colours of the
-   ladder and must not become a ring of thin flakes.
-4. Neighbours of equal colour are joined, unless a crack runs between them.
+3. Cores grow until they meet; then every border moves to where the closer of both colours changes,
+   half way up the blurred step. Substrate and everything that is no flake (bulk, residue) own cores
+   too: the rim of a bulk crystal passes through all colours of the ladder and must not become a
+   ring of thin flakes.
+4. Neighbours of equal colour are joined, unless a crack or a fold runs right between them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.api import ImageRGB
-from inference.flakes.background import Background
+from inference.flakes.background import Background, largest_channel
 from inference.flakes.ladder import ColourTable, colour_cells
 
 FloatImage = npt.NDArray[np.float32]
@@ -57,8 +58,14 @@ class Cuts:
     valley: float = 0.7  # of the smaller peak: a shallower valley does not separate terraces
     core_px: int = 40
     reach_px: int = 12
+    foreign_share: float = 0.6
+    foreign_contrast: float = 0.06
     merge_contrast: float = 0.015
-    crack_contrast: float = 0.012
+    crack_contrast: float = 0.012  # of the mean along a border: less is no line at all
+    gap_contrast: float = 0.02  # of a single px of a border, to be the flake's own colour,
+    gap_share: float = 0.03  # plus this share of the flake's contrast
+    gap_px: int = 4  # a shorter stretch of own colour joins nothing
+    gap_ratio: float = 0.1  # of the border, likewise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -272,7 +279,9 @@ def find_terraces(sheet: Sheet, tables: Sequence[ColourTable], cuts: Cuts) -> Te
     markers[is_flat & (strength < 0.8 * cuts.off)] = ground
     means = _mean_colours(markers, sheet.contrast, ground)
     labels = _grown(markers, means, sheet, cuts, ground)
+    foreign = _foreign(labels, markers, means, sheet, cuts)
     labels = _joined(labels, means, sheet.contrast, cuts, ground)
+    labels.ravel()[foreign] = 0
     return _measured(labels, is_flat, sheet, noise)
 
 
@@ -440,9 +449,8 @@ def _grown(markers: Labels, means: FloatImage, sheet: Sheet, cuts: Cuts, ground:
     steps = (-1, 1, -width, width)
     taken = (labels > 0).view(np.uint8)
     for _ in range(cuts.reach_px):
-        reached = cv2.dilate(taken, _CROSS)
-        reached &= is_free
-        edge = np.flatnonzero((reached > taken).view(np.bool_))
+        reached = cv2.bitwise_and(cv2.dilate(taken, _CROSS), is_free)
+        edge = np.flatnonzero(reached > taken)
         if edge.size == 0:
             break
         here = colours[edge]
@@ -478,6 +486,20 @@ def _grown(markers: Labels, means: FloatImage, sheet: Sheet, cuts: Cuts, ground:
     return labels
 
 
+def _foreign(
+    labels: Labels, markers: Labels, means: FloatImage, sheet: Sheet, cuts: Cuts
+) -> npt.NDArray[np.int64]:
+    """Indices of pixels that are neither their terrace nor a blurred step from it to substrate.
+
+    Something without a core of its own, a strip or a crumb, has been swallowed there.
+    """
+    grown = np.flatnonzero((markers == 0) & (labels > 0))
+    own = means[labels.ravel()[grown]]
+    limit = cuts.foreign_share * np.sqrt(_squared(own)) + cuts.foreign_contrast
+    error = _squared(sheet.contrast.reshape(-1, 3)[grown] - own)
+    return grown[error > limit * limit]
+
+
 def _squared(vectors: FloatImage) -> FloatImage:
     return np.asarray(np.einsum("ij,ij->i", vectors, vectors), dtype=np.float32)
 
@@ -504,13 +526,12 @@ def _joined(
         similar = np.abs(means[low] - means[high]).max(axis=1) < cuts.merge_contrast
         low, high = low[similar], high[similar]
         colours = contrast.reshape(-1, 3)[at[similar]]
-        pairs, owner = np.unique(low * (ground + 1) + high, return_inverse=True)
-        lengths = np.bincount(owner)
-        sums = np.stack([np.bincount(owner, weights=colours[:, c]) for c in range(3)], axis=1)
-        seam = sums / np.maximum(lengths, 1)[:, None]
-        for k, pair in enumerate(pairs.tolist()):
-            a, b = divmod(pair, ground + 1)
-            if not _is_crack(seam[k], 0.5 * (means[a] + means[b]), cuts.crack_contrast):
+        order = np.argsort(low * (ground + 1) + high, kind="stable")
+        codes = (low * (ground + 1) + high)[order]
+        starts = np.flatnonzero(np.diff(codes, prepend=-1))
+        for start, end in pairwise([*starts.tolist(), codes.size]):
+            a, b = divmod(int(codes[start]), ground + 1)
+            if _is_open(colours[order[start:end]], 0.5 * (means[a] + means[b]), cuts):
                 roots = _root(family, a), _root(family, b)
                 family[max(roots)] = min(roots)
     family[ground] = 0
@@ -521,13 +542,18 @@ def _joined(
     return np.asarray(numbers[parent][labels], dtype=np.int32)
 
 
-def _is_crack(seam_rgb: FloatImage, flake_rgb: FloatImage, limit: float) -> bool:
-    """Whether a seam is a mixture of flake and substrate, and not a fold or a line of dirt."""
-    towards_substrate = -flake_rgb / max(float(np.linalg.norm(flake_rgb)), 1e-6)
-    change = seam_rgb - flake_rgb
-    along = float(change @ towards_substrate)
-    across = float(np.linalg.norm(change - along * towards_substrate))
-    return along > limit and across < 0.2 * along + 0.5 * limit
+def _is_open(contact_rgb: FloatImage, flake_rgb: FloatImage, cuts: Cuts) -> bool:
+    """Whether two pieces of one colour are one: no line of another colour runs right between them.
+
+    contact_rgb: (n, 3) along their common border. A line that ends within leaves part of the border
+    in the flake's own colour; a line across leaves none, but may be faint: hence two tests.
+    """
+    change = contact_rgb - flake_rgb
+    if float(np.abs(change.mean(axis=0)).max()) < cuts.crack_contrast:
+        return True
+    limit = cuts.gap_contrast + cuts.gap_share * float(np.abs(flake_rgb).max())
+    alike = int(np.count_nonzero(largest_channel(np.abs(change)) < limit))
+    return alike >= max(cuts.gap_px, cuts.gap_ratio * len(change))
 
 
 def _root(family: list[int], k: int) -> int:
