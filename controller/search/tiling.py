@@ -206,14 +206,6 @@ def _rows(
             (x_um, y_um)
             for from_um, to_um in stretches
             for x_um in _spread(from_um, to_um, width_um, overlap_ratio)
-            if target.intersects(
-                box(
-                    x_um - 0.5 * width_um,
-                    y_um - 0.5 * height_um,
-                    x_um + 0.5 * width_um,
-                    y_um + 0.5 * height_um,
-                )
-            )
         ]
         if row:
             rows.append(row)
@@ -221,7 +213,10 @@ def _rows(
 
 
 def _stretches(part: shapely.Geometry, least_gap_um: float) -> list[tuple[float, float]]:
-    """Intervals of x in which a band of the chip lies; gaps that save no tile are closed."""
+    """Intervals of x in which a band of the chip lies; gaps that save no tile are closed.
+
+    A closed gap is narrower than a tile, so no tile can fall into it.
+    """
     pieces = sorted(
         (piece.bounds[0], piece.bounds[2]) for piece in shapely.get_parts(part) if piece.area > 0
     )

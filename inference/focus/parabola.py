@@ -143,7 +143,7 @@ class InverseParabola:
         residual = inverse - basis @ np.array([a, b, c])
         freedom = len(u_um) - 3
         # Three samples fit any parabola; the prior keeps one more from promising too much.
-        misfit = (3.0 + float(np.sum(weight * residual**2))) / (3.0 + freedom)
+        misfit = (1.5 + float(np.sum(weight * residual**2))) / (1.5 + freedom)
         slope = np.array([b / (2 * a**2), -1.0 / (2 * a), 0.0])
         variance = float(slope @ covariance @ slope) * max(misfit, 1.0)
         top = c - b**2 / (4 * a)

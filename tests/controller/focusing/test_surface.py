@@ -157,6 +157,17 @@ def test_drift_is_followed_and_old_points_fade():
     assert here[2] > 2.0 * here[0]
 
 
+def test_an_old_point_says_less_even_without_a_steady_drift():
+    restless = FocusSurfaceSettings(drift_um_per_s=0.0, walk_um_per_sqrt_s=0.05)
+    surface = FocusSurface(restless, 0.0, 0.0, HALF_UM, 0.0, 50.0)
+    surface = surface.with_point(FocusPoint(0.0, 0.0, 0.0, 0.05, 0.0))
+    surface = surface.with_point(FocusPoint(0.0, 0.0, 2.0, 0.05, 3_600.0))
+    now = surface.at(0.0, 0.0, 3_700.0)
+    assert now.z_um == pytest.approx(2.0, abs=0.2)
+    assert now.sigma_um > 0.3
+    assert surface.at(0.0, 0.0, 3_600.0).sigma_um < 0.1
+
+
 def test_seeds_are_spread_and_the_next_place_is_the_least_known():
     places = grid(7)
     seeds = empty().seed_points(places, 6, 0.0)

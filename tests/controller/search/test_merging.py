@@ -207,6 +207,27 @@ def test_a_flake_larger_than_tiles_comes_out_whole(seed, size_um):
     assert len(terrace.tiles) >= 2
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 100_000), st.floats(60, 160))
+def test_a_split_flake_keeps_its_area(seed, size_um):
+    # Wider than the overlap, so that no tile shows it whole, and the tiles are shaken.
+    rng = np.random.default_rng(seed)
+    tiles = plan(1_400.0, 461.0, 0.04)
+    truth = affinity.translate(box(-size_um / 2, -20, size_um / 2, 20), 700.0, 230.0)
+    pieces, boxes = seen_by(tiles, [(truth, "mos2", 1)], 2.0, rng)
+    (terrace,) = merge_terraces(pieces, boxes)
+    assert terrace.area_um2 == pytest.approx(truth.area, rel=0.02)
+    assert np.hypot(terrace.x_um - 700.0, terrace.y_um - 230.0) < 1.0
+
+
+def test_a_thin_strip_along_a_step_is_not_swallowed_by_the_next_terrace():
+    boxes = {0: (0.0, 0.0, 100.0, 100.0), 1: (80.0, 0.0, 200.0, 100.0)}
+    strip = piece(box(60, 58.4, 100, 60.4), 0, layers=1, border=True)
+    step = piece(box(82, 60.5, 150, 80), 1, layers=2)
+    assert len(merge_terraces([strip, step], boxes)) == 2
+    assert len(merge([strip, step], boxes)) == 1
+
+
 def test_the_arms_of_a_u_become_one():
     # The bend lies in the upper tile only; the lower one sees two arms.
     bend = Polygon([(80, 80), (220, 80), (220, 130), (80, 130)])
@@ -228,9 +249,13 @@ def test_without_overlap_the_halves_are_joined_across_the_border(gap_um):
         piece(box(100 + gap_um, 40.5, 150 + gap_um, 60.5), 1, border=True),
         piece(box(105, 70, 130, 90), 1),
     ]
-    flakes = merge(pieces, boxes)
-    assert len(flakes) == 2
-    assert flakes[0].area_um2 == pytest.approx(20 * 90, rel=0.04)
+    joined, other = merge_terraces(pieces, boxes)
+    assert joined.pieces == (0, 1)
+    assert joined.area_um2 == pytest.approx(20 * 90, rel=0.04)
+    assert other.pieces == (2,)
+    # Ends that do not face each other are two flakes.
+    aside = [pieces[0], piece(box(100, 61, 150, 80), 1, border=True)]
+    assert len(merge_terraces(aside, boxes)) == 2
 
 
 def test_touching_terraces_stay_terraces_of_one_flake():

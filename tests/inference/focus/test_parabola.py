@@ -85,6 +85,30 @@ def test_the_error_is_a_small_part_of_a_depth_of_field():
     assert np.mean(np.array(in_sigmas) < 2) > 0.93
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+def test_more_noise_than_expected_widens_sigma(noise):
+    in_sigmas = []
+    for seed in range(300):
+        focus_um = np.random.default_rng(seed).uniform(-0.5, 0.5) * DOF_UM
+        found = ESTIMATOR.estimate(sweep(focus_um, planes(0.4, 4), seed=seed, noise=noise), DOF_UM)
+        if found.is_confident:
+            in_sigmas.append(abs(found.focus_z_um - focus_um) / found.sigma_um)
+    assert len(in_sigmas) > 200
+    assert np.mean(np.array(in_sigmas) < 1) > 0.55
+    assert np.mean(np.array(in_sigmas) < 2) > 0.9
+
+
+def test_a_faint_peak_over_much_noise_is_not_biased():
+    errors = []
+    for seed in range(100):
+        focus_um = np.random.default_rng(seed).uniform(-0.5, 0.5) * DOF_UM
+        samples = sweep(focus_um, planes(1.0, 5), background=5.0, noise=0.001, seed=seed)
+        found = ESTIMATOR.estimate(samples, DOF_UM)
+        assert found.is_confident, found
+        errors.append(abs(found.focus_z_um - focus_um) / DOF_UM)
+    assert np.percentile(errors, 90) < 0.03
+
+
 def test_a_coarse_and_a_fine_sweep_work_together():
     samples = sweep(1.0, planes(1.0, 8)) + sweep(1.0, planes(0.35, 1.2, 1.5), seed=9)
     found = ESTIMATOR.estimate(samples, DOF_UM)
