@@ -9,8 +9,9 @@ walk, so an old point says less about now than a fresh one.
 
 One autofocus that locked onto dust must not tilt the chip: the point that the others predict
 worst (leave-one-out predictive density, which a Gaussian process gives in closed form: Rasmussen
-and Williams 2006, equations 5.10 to 5.12) is set aside while it is out by more than
-`outlier_sigmas`, and what misfit then remains widens every sigma (the Birge ratio).
+and Williams 2006, equations 5.10 to 5.12) may be set aside when it is out by more than
+`outlier_sigmas`. Whether it lies or the chip is bent more than expected is decided by the evidence
+for either, and what misfit then remains widens every sigma (the Birge ratio).
 
 Coordinates are scaled by the chip's half size, which keeps the matrices well conditioned and lets
 the bow's prior be said as a sag in um. Cost: n^3/3 for n points, n is about tiles / 25.
@@ -28,6 +29,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 SurfaceOrder: TypeAlias = Literal["none", "offset", "plane", "quadratic"]
+
+# A bow that many times the expected one, and the log of how much less likely it is to begin with.
+_BOWS = ((1.0, 0.0), (4.0, -2.5), (16.0, -5.0))
+_LOG_LIE = float(np.log(0.03 / 200.0))  # one autofocus in thirty locks on something else, anywhere
+_NO_EVIDENCE_UM2 = 1e8
 
 
 class FocusSurfaceSettings(BaseModel):
@@ -75,6 +81,7 @@ class _Fit:
     alpha: FloatArray  # (n,) K^-1 (z - prior_z)
     inverse: FloatArray  # (n, n) K^-1
     misfit_ratio: float  # >= 1
+    bow_ratio: float  # how much stronger a bow the points speak for than the settings expect
     outliers: tuple[int, ...]  # indices into the points, set aside
 
 
@@ -199,12 +206,10 @@ class FocusSurface:
         scaled[:, 2] = xyt[:, 2] - (self.points[0].at_s if self.points else 0.0)
         return scaled
 
-    def _covariance(self, a: FloatArray, b: FloatArray) -> FloatArray:
+    def _covariance(self, a: FloatArray, b: FloatArray, bow_ratio: float) -> FloatArray:
         s = self.settings
-        tilt_um = s.tilt_um_per_mm * self.half_size_um * 1e-3
-        prior_um = np.array(
-            [self.prior_sigma_um, tilt_um, tilt_um, s.bow_um, s.bow_um * 0.5, s.bow_um]
-        )
+        tilt_um, bow_um = s.tilt_um_per_mm * self.half_size_um * 1e-3, s.bow_um * bow_ratio
+        prior_um = np.array([self.prior_sigma_um, tilt_um, tilt_um, bow_um, bow_um * 0.5, bow_um])
         covariance = (_basis(a) * prior_um**2) @ _basis(b).T
         squared = (a[:, None, 0] - b[None, :, 0]) ** 2 + (a[:, None, 1] - b[None, :, 1]) ** 2
         length = s.roughness_length_um / self.half_size_um
@@ -216,46 +221,73 @@ class FocusSurface:
         return np.asarray(covariance, dtype=np.float64)
 
     def _solve(self) -> _Fit:
+        """Choose among stronger bows and liars what explains the points best."""
         places = self._normalised(np.array([[p.x_um, p.y_um, p.at_s] for p in self.points]))
-        z_um = np.array([p.z_um for p in self.points])
-        variance = np.array([max(p.sigma_um, self.settings.least_sigma_um) for p in self.points])
-        variance = variance**2
-        covariance = self._covariance(places, places)
-        residual_um = z_um - self.prior_z_um
+        residual_um = np.array([p.z_um for p in self.points]) - self.prior_z_um
+        sigma_um = np.array([max(p.sigma_um, self.settings.least_sigma_um) for p in self.points])
+        best: tuple[float, _Fit] | None = None
+        for bow_ratio, log_odds in _BOWS:
+            covariance = self._covariance(places, places, bow_ratio)
+            for log_evidence, fit in self._fits(covariance, residual_um, sigma_um, bow_ratio):
+                if best is None or log_evidence + log_odds > best[0]:
+                    best = (log_evidence + log_odds, fit)
+        if best is None:
+            message = "a focus surface needs at least one point to be solved"
+            raise ValueError(message)
+        return best[1]
+
+    def _fits(
+        self,
+        covariance: FloatArray,
+        residual_um: FloatArray,
+        sigma_um: FloatArray,
+        bow_ratio: float,
+    ) -> list[tuple[float, _Fit]]:
+        """Fit with no point set aside, then with one, and so on, each with its log evidence."""
+        count = len(residual_um)
+        variance = sigma_um**2
         set_aside: list[int] = []
+        fits = []
         while True:
+            kept = np.setdiff1d(np.arange(count), set_aside)
             inverse = np.linalg.inv(covariance + np.diag(variance)).astype(np.float64)
             alpha = inverse @ residual_um
             left_out_variance = 1.0 / np.diag(inverse)
             sigmas = np.abs(alpha) * np.sqrt(left_out_variance)
+            inner = (covariance + np.diag(variance))[np.ix_(kept, kept)]
+            r_um = residual_um[kept]
+            log_evidence = -0.5 * float(r_um @ np.linalg.solve(inner, r_um))
+            log_evidence -= 0.5 * float(np.linalg.slogdet(2.0 * np.pi * inner)[1])
+            log_evidence += len(set_aside) * _LOG_LIE
+            misfit = float(np.sqrt(np.mean(sigmas[kept] ** 2))) if len(kept) >= 4 else 1.0
+            fits.append(
+                (
+                    log_evidence,
+                    _Fit(alpha, inverse, max(1.0, misfit), bow_ratio, tuple(sorted(set_aside))),
+                )
+            )
             density = -0.5 * sigmas**2 - 0.5 * np.log(left_out_variance)
             density[set_aside] = np.inf
             worst = int(np.argmin(density))
             # Three points fit any plane: only from the fifth on can the others outvote one.
-            enough = len(self.points) - len(set_aside) >= 5
-            few = len(set_aside) < max(1, len(self.points) // 4)
-            if not (enough and few and sigmas[worst] > self.settings.outlier_sigmas):
-                break
+            may_lie = len(kept) >= 5 and len(set_aside) < max(1, count // 4)
+            if not (may_lie and sigmas[worst] > self.settings.outlier_sigmas):
+                return fits
             set_aside.append(worst)
-            variance[worst] = 1e8
-        kept = np.setdiff1d(np.arange(len(z_um)), set_aside)
-        misfit = float(np.sqrt(np.mean(sigmas[kept] ** 2))) if len(kept) >= 4 else 1.0
-        return _Fit(
-            alpha=alpha,
-            inverse=inverse,
-            misfit_ratio=max(1.0, misfit),
-            outliers=tuple(sorted(set_aside)),
-        )
+            variance = variance.copy()
+            variance[worst] = _NO_EVIDENCE_UM2
 
     def _posterior(self, where: FloatArray) -> tuple[FloatArray, FloatArray]:
-        prior_um2 = self._covariance(where, where)
         if self._fit is None:
+            prior_um2 = self._covariance(where, where, 1.0)
             return np.full(len(where), self.prior_z_um), prior_um2
+        fit = self._fit
         places = self._normalised(np.array([[p.x_um, p.y_um, p.at_s] for p in self.points]))
-        cross = self._covariance(where, places)
-        mean_um = self.prior_z_um + cross @ self._fit.alpha
-        covariance_um2 = prior_um2 - cross @ self._fit.inverse @ cross.T
-        return mean_um, covariance_um2 * self._fit.misfit_ratio**2
+        cross = self._covariance(where, places, fit.bow_ratio)
+        mean_um = self.prior_z_um + cross @ fit.alpha
+        prior_um2 = self._covariance(where, where, fit.bow_ratio)
+        covariance_um2 = prior_um2 - cross @ fit.inverse @ cross.T
+        return mean_um, covariance_um2 * fit.misfit_ratio**2
 
 
 def _basis(where: FloatArray) -> FloatArray:

@@ -132,6 +132,22 @@ def test_honest_points_are_not_set_aside():
     assert rejected <= 2
 
 
+@pytest.mark.parametrize("bow_um", [-40.0, 15.0, 30.0])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_chip_bent_far_more_than_expected_is_believed(bow_um, seed):
+    def truth(x, y, t):
+        return 5e-3 * x + bow_um * (x * x + y * y) / HALF_UM**2
+
+    places = np.random.default_rng(seed).uniform(-HALF_UM, HALF_UM, (10, 2))
+    surface = measured(empty(), truth, places, noise_um=0.15, seed=seed)
+    assert surface.outliers == ()
+    inner = np.random.default_rng(seed + 50).uniform(-0.6 * HALF_UM, 0.6 * HALF_UM, (100, 2))
+    z_um, sigma_um = surface.at_many(inner, 0.0)
+    errors_um = np.abs(z_um - [truth(x, y, 0.0) for x, y in inner])
+    assert np.percentile(errors_um, 95) < 0.8
+    assert np.mean(errors_um < 3 * sigma_um) > 0.97
+
+
 def test_extrapolation_stays_tame():
     # Two points 200 um apart that differ by noise: the far corner must not fly away unannounced.
     surface = empty()
