@@ -31,7 +31,9 @@ COARSE_PX = 16
 """Side of one cell of the grid on which the background lives; vignettes are far smoother."""
 
 _LAG_CELLS = 3  # distance over which local differences are taken
-_BLACK_SHARE = 0.04  # of full scale: darker in all channels is no light, not a substrate
+_BLACK_SHARE = 0.08  # of full scale: darker in all channels is the ground beside the chip
+_UNEVEN_MAX = 3.0  # brightest over darkest place of the background: more is no microscope's light
+_NOISE_MAX = 0.10  # relative, of single px: contrasts of a monolayer drown in more
 _SATURATED_SHARE = 0.98
 _LEAST_SHARE = 0.03  # of the cells: a smaller peak is not a substrate
 _BIN = 0.01  # of the histogram of log intensity
@@ -305,10 +307,23 @@ def estimate_background(
         return failed("no substrate: no colour covers enough of the frame")
     roughness = 1.25 * float(residual[keep].mean())
     coarse = np.exp(log_background).reshape(rows, columns, 3)
+    seen = log_background[keep]  # elsewhere the polynomial is a guess
+    uneven = float(np.exp(seen.max(axis=0) - seen.min(axis=0)).max())
+    typical = np.exp(seen.mean(axis=0))
+    if uneven > _UNEVEN_MAX:
+        return failed(f"uneven light: {uneven:.1f} times brighter in one place than in another")
+    noise = _pixel_noise(pixels) / float(typical[1])
+    if noise > _NOISE_MAX:
+        return failed(f"noise: single pixels scatter by {100 * noise:.0f} % of the substrate")
     if flat_field is not None:
         coarse = coarse * flat_field
-    typical = coarse.mean(axis=(0, 1))
     return Background(coarse, (height, width), _triple(typical), share, roughness, "")
+
+
+def _pixel_noise(pixels: ImageRGB) -> float:
+    """One sigma of single px of the green channel, from neighbours in every 16th row."""
+    rows = pixels[::16, :, 1].astype(np.int32)
+    return float(1.05 * np.median(np.abs(rows[:, 1:] - rows[:, :-1])))
 
 
 def _triple(values: npt.NDArray[np.floating]) -> tuple[float, float, float]:

@@ -67,8 +67,9 @@ class Drift:
 
     @property
     def is_deviant(self) -> bool:
-        """The light has changed (a lamp path with another filter: R -21 %, B +13 %)."""
-        return abs(self.red_over_green) > 0.12 or abs(self.blue_over_green) > 0.30
+        """The light has changed: another filter (R -21 %, B +13 %), half or twice the strength."""
+        is_tinted = abs(self.red_over_green) > 0.12 or abs(self.blue_over_green) > 0.30
+        return is_tinted or abs(self.brightness) > 0.7
 
 
 def nominal_calibration(oxide_nm: float) -> Calibration:

@@ -175,7 +175,7 @@ class PhysicsDetector:
                 reason = (
                     "substrate colour is not the calibration's: "
                     f"ln(R/G) moved by {moved.red_over_green:+.2f}, "
-                    f"ln(B/G) by {moved.blue_over_green:+.2f}"
+                    f"ln(B/G) by {moved.blue_over_green:+.2f}, ln(G) by {moved.brightness:+.2f}"
                 )
         found: list[Detection] = []
         if not background.reason:
