@@ -1,10 +1,12 @@
 """What `kill -9` at random instants of a search, resume, kill, resume ... loses.
 
 A small simulated search runs in a process of its own, started as a user would start it, and is
-killed at an instant drawn uniformly over the life of an undisturbed run, Python's own start and the
-writing of the report included; then `--resume` is killed likewise, until one of them comes to its
-end. After every kill the folder is audited from outside: the journal must replay and begin with all
-that it held before, and every frame it calls saved must load and have the checksum it names.
+killed at a random instant of its life, the writing of the report included; then `--resume` is
+killed likewise, until one of them comes to its end. One kill in five may fall anywhere between the
+start of Python and the end of an undisturbed run; the others, which find more to destroy, come
+after the program has been imported, and sooner where there is less left to do. After every kill the
+folder is audited from outside: the journal must replay and begin with all that it held before, and
+every frame it calls saved must load and have the checksum it names.
 
 An exposure in flight at the instant of a kill was never acknowledged and is taken again. Those that
 had reached the journal are counted here; up to six that had not even done that cannot be counted
@@ -25,7 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from controller.bench.numbers import load, quantile_row
+from controller.bench.numbers import load, quantile, quantile_row
 from controller.errors import ControllerError
 from controller.figures import Row
 from controller.messages import (
@@ -180,10 +182,16 @@ def killed(folder: Path, kills: int, seed: int) -> Damage:
     life_s = time.perf_counter() - began_s
     reference = undisturbed.catalogue()
     chance = random.Random(seed)
+    import_s = quantile(damage.import_s, 0.5)
     while damage.kills < kills:
         run = _Session(config, folder / f"run-{damage.runs + damage.stillborn}", damage)
         for _ in range(_MOST_SESSIONS):
-            at_s = chance.uniform(0.0, life_s) if damage.kills < kills else None
+            at_s = None
+            if damage.kills < kills:
+                work_s = (life_s - import_s) * (1.0 - run.share_done(undisturbed.facts))
+                is_anywhere = chance.random() < 0.2
+                at_s = chance.uniform(0.0, life_s) if is_anywhere else import_s
+                at_s += 0.0 if is_anywhere else chance.uniform(0.0, work_s)
             if run.run(at_s):
                 _judge(run, reference, damage)
                 break
@@ -214,6 +222,10 @@ class _Session:
     def facts(self) -> Sequence[Fact]:
         """The journal, as it was after the last process had ended."""
         return self._facts
+
+    def share_done(self, facts: Sequence[Fact]) -> float:
+        """How much of a whole run's facts this one has, at most nine tenths: the report is left."""
+        return min(0.9, len(self._facts) / len(facts))
 
     def run(self, kill_after_s: float | None) -> bool:
         """Start or resume, and kill after so long (None: never); whether it came to its end."""
