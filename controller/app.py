@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -463,7 +464,9 @@ def print_result(
     """The closing table."""
     finished = result.finished
     least = f"{settings.wanted.min_area_um2:g} µm²"
-    table = Table(title=f"terraces of at least {least}", title_justify="left")
+    table = Table(
+        title=f"terraces of at least {least}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("material")
     for heading in ("layers", "entries"):
         table.add_column(heading, justify="right")
