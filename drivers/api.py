@@ -219,6 +219,57 @@ class Illumination(Protocol):
     async def intensity_ratio(self) -> float: ...
 
 
+@runtime_checkable
+class Stigmator(Protocol):
+    """Two coils that add astigmatism to an electron beam, to take away what it has.
+
+    In um of focal difference: with A the strength and phi the azimuth, x = A cos 2 phi and
+    y = A sin 2 phi ADD A cos(2 (theta - phi)) to the defocus of the rays at azimuth theta, counted
+    from the stage's x towards its y (up in the image). The beam is round where the sum of what the
+    column has and what the stigmator adds is zero. An instrument that has one shows it as
+    `stigmator`.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def limits_um(self) -> tuple[AxisLimits, AxisLimits]: ...
+    @property
+    def settle_s(self) -> float:  # after `set_um` returns until an image shows it
+        ...
+
+    async def set_um(self, x_um: float, y_um: float) -> None:
+        """Returns when the currents flow. Raises Refused beyond the limits; nothing changes."""
+
+    async def get_um(self) -> tuple[float, float]: ...
+
+
+@runtime_checkable
+class Beam(Protocol):
+    """An electron beam. An instrument that has one shows it as `beam`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def voltage_kv(self) -> float: ...
+    @property
+    def current_pa(self) -> float: ...
+    @property
+    def convergence_mrad(self) -> float:  # half-angle
+        ...
+
+    @property
+    def dwell_ns(self) -> float:  # on one pixel, with the camera's present exposure
+        ...
+
+    def depth_of_field_um(self, pixel_size_nm: float) -> float:
+        """Total: max(pixel, probe diameter) / convergence; not that of `Objective`, for light."""
+        ...
+
+    async def blank(self, is_blanked: bool) -> None:
+        """A blanked beam does not reach the sample: no dose, frames are dark."""
+
+
 class Instrument(Protocol):
     """The devices of one microscope, opened and closed together with `async with`."""
 

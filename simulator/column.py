@@ -64,6 +64,55 @@ class Place:
     drift_nm_per_s: tuple[float, float] = (0.0, 0.0)  # of the sample while the frame is taken
 
 
+@dataclass(frozen=True, slots=True)
+class Dose:
+    """What one frame put into the sample: a rectangle of it, evenly."""
+
+    x_um: float  # its middle
+    y_um: float
+    width_um: float
+    height_um: float
+    electrons_per_px: float
+    electrons_per_um2: float
+
+
+class DoseLedger:
+    """Every frame's dose, and what any point of the sample has had by now."""
+
+    def __init__(self) -> None:
+        self._entries: list[Dose] = []
+
+    def add(self, dose: Dose) -> None:
+        """Count one frame."""
+        self._entries.append(dose)
+
+    @property
+    def entries(self) -> tuple[Dose, ...]:
+        """Frame by frame, in order."""
+        return tuple(self._entries)
+
+    @property
+    def electrons_per_px(self) -> float:
+        """Sum over all frames of what each put into its pixels."""
+        return sum(each.electrons_per_px for each in self._entries)
+
+    @property
+    def electrons(self) -> float:
+        """All that has reached the sample."""
+        return sum(
+            each.electrons_per_um2 * each.width_um * each.height_um for each in self._entries
+        )
+
+    def electrons_per_um2_at(self, x_um: float, y_um: float) -> float:
+        """What one point of the sample has had."""
+        return sum(
+            each.electrons_per_um2
+            for each in self._entries
+            if abs(x_um - each.x_um) <= each.width_um / 2
+            and abs(y_um - each.y_um) <= each.height_um / 2
+        )
+
+
 class Column:
     """Beam and specimen; `observe` is all that anybody needs."""
 
@@ -71,7 +120,7 @@ class Column:
         self.settings = settings
         self.specimen = Specimen(settings.specimen) if specimen is None else specimen
         self.frames_taken = 0
-        self.electrons_per_px = 0.0  # put into the sample by all frames so far
+        self.ledger = DoseLedger()
         self._fields: dict[tuple[float, tuple[int, int]], SpecimenField] = {}
 
     def observe(
@@ -82,7 +131,7 @@ class Column:
         number: int | None = None,
         place: Place | None = None,
     ) -> Pixels:
-        """One frame, (h, w), read-only; counted in `frames_taken` and `electrons_per_px`.
+        """One frame, (h, w), read-only; counted in `frames_taken` and `ledger`.
 
         defocus_um: > 0 where the sample is further from the lens than best focus.
         stig_um: (x, y) of the astigmatism left in the beam, as in `simulator.probe`.
@@ -90,14 +139,38 @@ class Column:
         """
         place = Place() if place is None else place
         number = self.frames_taken if number is None else number
+        self.count(place)
+        return self.picture(defocus_um, stig_um, number, place)
+
+    def count(self, place: Place) -> None:
+        """Enter one frame's dose into the ledger."""
+        settings = self.settings
+        dose_e = dose_e_per_px(settings.beam.current_pa, place.dwell_ns or settings.dwell_ns)
+        pixel_um = (place.pixel_size_nm or settings.pixel_size_nm) * 1e-3
+        self.frames_taken += 1
+        self.ledger.add(
+            Dose(
+                x_um=place.x_um,
+                y_um=place.y_um,
+                width_um=settings.width_px * pixel_um,
+                height_um=settings.height_px * pixel_um,
+                electrons_per_px=dose_e,
+                electrons_per_um2=dose_e / pixel_um**2,
+            )
+        )
+
+    def picture(
+        self, defocus_um: float, stig_um: tuple[float, float], number: int, place: Place
+    ) -> Pixels:
+        """What frame `number` looks like; counts nothing."""
         settings = self.settings
         pixel_nm = place.pixel_size_nm or settings.pixel_size_nm
         dwell_ns = place.dwell_ns or settings.dwell_ns
         field = self.field(place.x_um, place.y_um, pixel_nm)
-        scan = Scan(settings.scan, settings.detector, dwell_ns)
         started_s = place.started_s
         if started_s is None:
-            started_s = number * scan.frame_s(settings.shape_px)
+            frame_s = Scan(settings.scan, settings.detector, dwell_ns).frame_s(settings.shape_px)
+            started_s = number * frame_s
         shift_px = (
             (place.x_um - field.centre_x_um) * 1e3 / pixel_nm,
             (place.y_um - field.centre_y_um) * 1e3 / pixel_nm,
@@ -106,10 +179,7 @@ class Column:
             settings.scan, settings.detector, dwell_ns, started_s, shift_px, place.drift_nm_per_s
         )
         probe = Probe(settings.beam, defocus_um, stig_um[0], stig_um[1])
-        pixels = frame_of(field, probe, scan, np.random.default_rng([settings.seed, number]))
-        self.frames_taken += 1
-        self.electrons_per_px += dose_e_per_px(settings.beam.current_pa, dwell_ns)
-        return pixels
+        return frame_of(field, probe, scan, np.random.default_rng([settings.seed, number]))
 
     def field(self, x_um: float, y_um: float, pixel_size_nm: float) -> SpecimenField:
         """The field that holds (x, y), drawn when the beam has moved away from the last one."""
