@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import cv2
@@ -95,6 +95,8 @@ _CALIBRATION_TILES: Final = 12  # tiles with flakes that the colour calibration 
 _FAILED_IN_A_ROW: Final = 3  # frames that did not come: then the camera is given up
 _UNLIT_IN_A_ROW: Final = 10  # frames that show nothing: then the lamp is
 _RETAKES: Final = 2  # rounds over tiles whose frame was lost
+_DOUBT_SIGMAS: Final = 5.0  # of the surface's own, beyond which a focus is not believed
+_DOUBT_DOF: Final = 0.75
 _FOCUS_TRIES: Final = 5  # places tried when the field is empty
 _MOST_TILES: Final = 100_000  # of one plan: a year's travel is a slip in a number
 _BLACK: Final = "black: no light came; check lamp, shutter and camera.exposure_s"
@@ -600,6 +602,14 @@ class Search:
             task, self._motion, observe, self._eyes.sharpness, self._eyes.estimator, source="focus"
         )
         estimate = result.estimate
+        if result.is_focused and purpose in {"track", "revisit"}:
+            # Dust and tape stand high above the chip, and where nothing else shows any structure
+            # they are what a sweep finds.
+            off_um = result.focus_z_um - expected_z_um
+            if abs(off_um) > _DOUBT_SIGMAS * sigma_um + _DOUBT_DOF * task.depth_of_field_um:
+                doubt = f"{off_um:+.2f} um from where the chip is expected: dust?"
+                await self._motion.move_focus_um(expected_z_um, "focus", "from_above")
+                result = replace(result, is_focused=False, focus_z_um=expected_z_um, reason=doubt)
         self._post(
             FocusMeasured(
                 stage_x_um=x_um,
