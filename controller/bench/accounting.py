@@ -24,7 +24,6 @@ from drivers.errors import LinkLost
 _RATES: Final = (((512, 512), 800.0), ((2048, 2048), 100.0))  # (h, w), frames/s
 _LANE_S: Final = 0.15  # what the record lane holds
 _CAMERA_S: Final = 0.10  # what the camera holds
-_STALL_EVERY_S: Final = 1.0
 _STALLS_S: Final = (0.05, 0.05, 0.05, 0.4)  # the last one is more than both can hold
 _GROWTH_BAR_PERCENT: Final = 1.0
 
@@ -92,7 +91,13 @@ class Soak:
 
 
 async def soaked(
-    shape_px: tuple[int, int], rate_hz: float, duration_s: float, seed: int, warm_up_s: float = 2.0
+    shape_px: tuple[int, int],
+    rate_hz: float,
+    duration_s: float,
+    seed: int,
+    *,
+    warm_up_s: float = 2.0,
+    stall_every_s: float = 1.0,
 ) -> Soak:
     """Free-run for `warm_up_s` and then for `duration_s`, over which memory is compared."""
     camera = MemoryCamera(
@@ -105,14 +110,14 @@ async def soaked(
 
     async def record() -> None:
         nonlocal kept
-        next_stall_s, stalls = loop.time() + _STALL_EVERY_S, 0
+        next_stall_s, stalls = loop.time() + stall_every_s, 0
         try:
             async for frame in lane.frames():
                 kept += int(frame.pixels[0, 0] >= 0)
                 if loop.time() >= next_stall_s:
                     await asyncio.sleep(_STALLS_S[stalls % len(_STALLS_S)])
                     stalls += 1
-                    next_stall_s = loop.time() + _STALL_EVERY_S
+                    next_stall_s = loop.time() + stall_every_s
         except LinkLost:  # the camera was closed
             return
 

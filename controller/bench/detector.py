@@ -47,8 +47,11 @@ class _Cost:
 
 def measure(quick: bool, seed: int) -> list[Row]:
     """Milliseconds a tile, medians."""
-    tiles = 40 if quick else 300
-    source = TileSource(seed)
+    return costs(TileSource(seed), 40 if quick else 300)
+
+
+def costs(source: TileSource, tiles: int) -> list[Row]:
+    """The rows, from so many tiles of that source."""
     detector, sharpness = PhysicsDetector(DetectorSettings()), GradientSharpness()
     drawing, detecting, focusing, saving = _Cost(), _Cost(), _Cost(), _Cost()
     detections = 0

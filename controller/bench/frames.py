@@ -52,8 +52,8 @@ def measure(quick: bool, seed: int) -> list[Row]:
     """Costs in us for 512 x 512, copies for 2048 x 2048."""
     pairs = 3_000 if quick else 20_000
     with TemporaryDirectory(prefix="scopeloop-bench-") as folder:
-        turns = asyncio.run(_take_turns(Path(folder), pairs, seed))
-        shared, path_copies, disk_copies = asyncio.run(_copies(Path(folder), seed))
+        turns = asyncio.run(take_turns(Path(folder), pairs, seed))
+        shared, path_copies, disk_copies = asyncio.run(copies(Path(folder), seed))
     return [
         quantile_row("bare trigger and get, p50", turns.bare_us, 0.5, "us"),
         quantile_row(
@@ -133,7 +133,7 @@ def noise_pictures(shape_px: tuple[int, int], count: int, seed: int) -> list[Pix
 
 
 @dataclass(slots=True)
-class _Turns:
+class Turns:
     """One number for each turn, in us, the warm-up left out."""
 
     bare_us: list[float] = field(default_factory=list)
@@ -142,12 +142,13 @@ class _Turns:
     idle_us: list[float] = field(default_factory=list)  # counting: the machine's own unrest
 
 
-async def _take_turns(folder: Path, pairs: int, seed: int) -> _Turns:
+async def take_turns(folder: Path, pairs: int, seed: int) -> Turns:
+    """Bare loop and full path, one frame each, in turn."""
     pictures = noise_pictures((512, 512), 4, seed)
     bare_camera = MemoryCamera(pictures)
     instrument = MemoryInstrument(MemoryCamera(pictures))
     arrivals = bare_camera.frames()
-    turns = _Turns()
+    turns = Turns()
     with (
         Journal(folder / "frames.sqlite") as journal,
         FrameStore(folder / "frames.ome.zarr") as store,
@@ -183,7 +184,7 @@ async def _take_turns(folder: Path, pairs: int, seed: int) -> _Turns:
     return turns
 
 
-async def _copies(folder: Path, seed: int) -> tuple[bool, float, float]:
+async def copies(folder: Path, seed: int) -> tuple[bool, float, float]:
     """Whether the lanes show the camera's own memory; copies up to the lanes, and to the disk."""
     pictures = noise_pictures((2048, 2048), 1, seed)
     camera = MemoryCamera(pictures)

@@ -47,7 +47,7 @@ def measure(quick: bool, seed: int) -> list[Row]:
     tiles = [source.next_tile() for _ in range(4)]
     with TemporaryDirectory(prefix="scopeloop-bench-") as folder:
         direct_ms, console_ms, looked_at, written = asyncio.run(
-            _halts(Path(folder), tiles, halts, seed)
+            halted(Path(folder), tiles, halts, seed)
         )
     busy = f"meanwhile {looked_at} tiles looked at, {written} frames written; {load()}"
     return [
@@ -58,7 +58,7 @@ def measure(quick: bool, seed: int) -> list[Row]:
     ]
 
 
-async def _halts(
+async def halted(
     folder: Path, tiles: list[Pixels], halts: int, seed: int
 ) -> tuple[list[float], list[float], int, int]:
     """(ms on the loop, ms from a thread, tiles detected, frames saved)."""

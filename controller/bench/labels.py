@@ -36,10 +36,12 @@ _TIMEOUT_S: Final = 5.0
 def measure(quick: bool, seed: int) -> list[Row]:
     """Share of right labels, and of losses that were named."""
     frames = 4_000 if quick else 50_000
-    triggered = asyncio.run(_triggered(frames, seed))
-    recorded = asyncio.run(_recorded(frames, seed + 1))
+    tallies = {
+        "triggered": asyncio.run(triggered(frames, seed)),
+        "free-running": asyncio.run(recorded(frames, seed + 1)),
+    }
     rows = []
-    for name, tally in (("triggered", triggered), ("free-running", recorded)):
+    for name, tally in tallies.items():
         by_arrival = sum(i == number for i, number in enumerate(tally.link.arrived))
         rows += [
             share_row(
@@ -112,7 +114,9 @@ class BadLink:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
+    """What came of the frames behind a bad link."""
+
     link: BadLink
     right: int = 0
     kept: int = 0
@@ -120,9 +124,11 @@ class _Tally:
     named: set[int] = field(default_factory=set)
 
     def name(self, gap: MissingFrames) -> None:
+        """Enter numbers that were declared missing."""
         self.named.update(range(gap.first, gap.last + 1))
 
     def keep(self, frame: Frame, number: int) -> None:
+        """Enter a frame that came as `number`."""
         self.kept += 1
         self.right += number == frame.number == number_in(frame.pixels)
 
@@ -144,10 +150,10 @@ def _camera(link: BadLink) -> MemoryCamera:
     return MemoryCamera([picture_of(0)], link=link, picture_of=picture_of)
 
 
-async def _triggered(frames: int, seed: int) -> _Tally:
+async def triggered(frames: int, seed: int) -> Tally:
     """As in a scan: expose, go on, and collect each frame by its number some exposures later."""
     link = BadLink(random.Random(seed), _RATE)
-    tally = _Tally(link)
+    tally = Tally(link)
     instrument = MemoryInstrument(_camera(link))
     waiting: deque[Exposure] = deque()
     async with (
@@ -166,7 +172,7 @@ async def _triggered(frames: int, seed: int) -> _Tally:
     return tally
 
 
-async def _collect(stream: FrameStream, exposure: Exposure, tally: _Tally) -> None:
+async def _collect(stream: FrameStream, exposure: Exposure, tally: Tally) -> None:
     try:
         frame = await stream.frame(exposure.number, _TIMEOUT_S, exposure.settled_at_s)
     except (FrameMissing, LinkLost):  # the last few may be cut off by the camera's end
@@ -174,10 +180,10 @@ async def _collect(stream: FrameStream, exposure: Exposure, tally: _Tally) -> No
     tally.keep(frame, exposure.number)
 
 
-async def _recorded(frames: int, seed: int) -> _Tally:
+async def recorded(frames: int, seed: int) -> Tally:
     """A free-running camera into the lossless lane."""
     link = BadLink(random.Random(seed), _RATE)
-    tally = _Tally(link)
+    tally = Tally(link)
     camera = _camera(link)
     lane = RecordLane(32, "stall")
 

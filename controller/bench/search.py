@@ -55,7 +55,7 @@ def tables(seed: int, size_mm: Sequence[float]) -> dict[str, Any]:
             "width_um": 1_000.0 * size_mm[0] + 2_000.0,
             "height_um": 1_000.0 * size_mm[1] + 2_000.0,
         },
-        "revisit": {"max_flakes": 6},
+        "revisit": {"max_flakes": 4},
     }
 
 
@@ -71,8 +71,8 @@ class Outcome:
 
 
 def measure(quick: bool, seed: int) -> list[Row]:
-    """Speed, finds, positions and safety over one chip, or three."""
-    chips, size_mm = (1, (4.0, 3.0)) if quick else (3, (8.0, 6.0))
+    """Speed, finds, positions and safety over one chip, or four."""
+    chips, size_mm = (1, (6.0, 5.0)) if quick else (4, (6.0, 5.0))
     outcomes = []
     for number in range(chips):
         with TemporaryDirectory(prefix="scopeloop-bench-") as folder:
