@@ -75,6 +75,7 @@ from inference.focus.gradient import GradientSharpness
 from inference.focus.parabola import InverseParabola
 from simulator.clock import VirtualTimeLoop
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
+from simulator.sem import SemSettings, SimulatedSem
 
 # --- what runs -----------------------------------------------------------------------------
 
@@ -155,6 +156,8 @@ def open_instrument(settings: Settings, file: str) -> Instrument:
             return SimulatedMicroscope(
                 validated(MicroscopeSettings, options, file, prefix="instrument")
             )
+        case "simulated_sem":
+            return SimulatedSem(validated(SemSettings, options, file, prefix="instrument"))
         case "replay":
             replay = validated(ReplaySettings, options, file, prefix="instrument")
             return ReplayMicroscope(replay)
