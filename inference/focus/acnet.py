@@ -1,0 +1,262 @@
+"""Where to look next, when to stop, and when to give up: the controller of a few-frame focus.
+
+Pure: a history of views goes in, one step comes out; the caller moves, waits and exposes. All
+frames count, the operator's own too, and one posterior (posterior.py) is kept over all of them.
+
+The first step is a probe: two frames at a known distance tell on which side focus lies. After it,
+frames bracket focus instead of sitting on it: at focus the spectrum does not change with defocus to
+first order, so a frame there says where focus is no better than a blind one; two frames on both
+sides are equally sharp exactly when focus is half way, whatever the shape and the scale of the
+blur. The stigmator is set to what is believed as soon as it is known better than it is off. The
+last frame is taken at the answer and must be as sharp as every other.
+
+Far from focus the wide field leads (blur of a hundred pixels needs a field of a thousand) and the
+fine one follows. A history that no focus explains better than none, that runs out of frames or of
+range, or whose last frame disappoints, ends in `GiveUp` with the command to go back to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from inference.focus.api import (
+    Done,
+    FocusBelief,
+    FocusCommand,
+    FocusView,
+    GiveUp,
+    Measure,
+    NextStep,
+)
+from inference.focus.posterior import Prior, believe, best_bracket_dof
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How the controller may act, and when it is sure enough."""
+
+    most_frames: int = 12
+    lowest_z_dof: float = -math.inf  # commands outside are not asked for
+    highest_z_dof: float = math.inf
+    probe_step_dof: float = 10.0  # signed: the side on which moving is safe or free of backlash
+    least_bracket_dof: float = 4.0
+    most_bracket_dof: float = 12.0
+    wide_ratio: float = 4.0  # field of the wide frames over the fine; 1: there are none
+    most_sigma_dof: float = 0.25
+    most_stig_sigma_dof: float = 0.25
+    least_evidence: float = 8.0  # log-likelihood over "no focus"
+    least_presence: float = 5.0  # of the frame that shows most, in standard deviations of noise
+    most_misfit: float = 3.0
+    has_stigmator: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ACNet:
+    """The controller; `next_step` is a function of its arguments."""
+
+    limits: Limits = field(default_factory=Limits)
+    prior: Prior = field(default_factory=Prior)
+
+    def next_step(self, views: Sequence[FocusView]) -> NextStep:
+        """Say what to do after `views`, the first of which is where the instrument stood."""
+        if not views:
+            message = "the history holds no frame: the first is the one that is there"
+            raise ValueError(message)
+        start = replace(views[0].command, field_ratio=1.0)
+        usable = [v for v in views if v.levels[0].mean > 0 and not v.reason.startswith("saturated")]
+        out_of_frames = len(views) >= self.limits.most_frames
+        if len(usable) < 2:
+            if len(views) >= 4 or out_of_frames:
+                return GiveUp(start, None, f"no usable frame: {views[-1].reason}")
+            return self._probe(views)
+        belief = believe(usable, self.prior)
+        last = views[-1]
+        if self._is_verification(views, belief):
+            refusal = self._disappointment(usable, belief)
+            if not refusal:
+                return Done(self._target(belief, start), belief, _remark(views))
+            if out_of_frames:
+                return GiveUp(start, belief, refusal)
+        if out_of_frames:
+            reason = f"not sure after {len(views)} frames: sigma {belief.sigma_dof:.2f} DOF"
+            return GiveUp(start, belief, reason)
+        if max(v.presence for v in usable) < self.limits.least_presence:
+            if len(views) >= 6:
+                return GiveUp(start, belief, "nothing in the field stands out of the noise")
+            return self._search(views, belief)
+        if self._is_sure(usable, belief) and last.command.field_ratio == 1.0:
+            return self._bounded(self._target(belief, start), "verify", views, belief)
+        return self._bracket(usable, views, belief)
+
+    def _target(self, belief: FocusBelief, start: FocusCommand) -> FocusCommand:
+        stig = (
+            (belief.stig_x_dof, belief.stig_y_dof)
+            if self.limits.has_stigmator
+            else (
+                start.stig_x_dof,
+                start.stig_y_dof,
+            )
+        )
+        return FocusCommand(belief.z_dof, *stig)
+
+    def _probe(self, views: Sequence[FocusView]) -> NextStep:
+        """Step off by what the first frame suggests, in the fine field if that can see so far."""
+        first = views[0]
+        wide = self._wants_wide(first)
+        step = self.limits.probe_step_dof * (self.limits.wide_ratio if wide else 1.0)
+        step *= 1.0 if len(views) == 1 else -1.0 if len(views) == 2 else 0.5
+        ratio = self.limits.wide_ratio if wide else 1.0
+        command = replace(first.command, z_dof=first.command.z_dof + step, field_ratio=ratio)
+        return self._bounded(command, "probe", views, None)
+
+    def _search(self, views: Sequence[FocusView], belief: FocusBelief) -> NextStep:
+        """Nothing seen yet: go where nobody looked, near first."""
+        first = views[0].command
+        reach = self.prior.range_dof
+        ratio = views[-1].command.field_ratio
+        offsets = np.linspace(-0.75, 0.75, 7) * math.copysign(reach, self.limits.probe_step_dof)
+        taken = np.array([v.command.z_dof for v in views])
+        gaps = np.abs(first.z_dof + offsets[:, None] - taken).min(axis=1)
+        best = int(np.argmax(gaps - 0.2 * np.abs(offsets)))
+        command = replace(first, z_dof=first.z_dof + float(offsets[best]), field_ratio=ratio)
+        return self._bounded(command, "search", views, belief)
+
+    def _wants_wide(self, first: FocusView) -> bool:
+        if self.limits.wide_ratio <= 1.0 or self.prior.range_dof <= 40.0:
+            return False
+        if not first.in_distribution:
+            return True
+        return first.defocus_dof + 2.0 * first.defocus_sigma_dof > 25.0
+
+    def _is_sure(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
+        """Sigmas small enough, and frames on both sides of focus, about equally far."""
+        if belief.sigma_dof > self.limits.most_sigma_dof:
+            return False
+        if self.limits.has_stigmator and belief.stig_sigma_dof > self.limits.most_stig_sigma_dof:
+            return False
+        fine = [v.command.z_dof - belief.z_dof for v in views if v.command.field_ratio == 1.0]
+        above = [d for d in fine if d >= 2.0]
+        below = [-d for d in fine if d <= -2.0]
+        return any(0.4 < a / b < 2.5 and max(a, b) < 16.0 for a in above for b in below)
+
+    def _is_verification(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
+        """Whether the last frame lies where focus is believed to be, and all is known."""
+        last = views[-1].command
+        if last.field_ratio != 1.0 or not self._is_sure(views[:-1], belief):
+            return False
+        off = abs(last.z_dof - belief.z_dof)
+        if self.limits.has_stigmator:
+            off = math.hypot(
+                off, last.stig_x_dof - belief.stig_x_dof, last.stig_y_dof - belief.stig_y_dof
+            )
+        return off <= 0.6
+
+    def _disappointment(self, views: Sequence[FocusView], belief: FocusBelief) -> str:
+        """Say why the verification fails, "" if it does not."""
+        if belief.misfit > self.limits.most_misfit:
+            return f"the frames do not fit any focus: misfit {belief.misfit:.1f}"
+        if belief.evidence < self.limits.least_evidence:
+            return "nothing in the field changes with focus"
+        if max(v.presence for v in views) < self.limits.least_presence:
+            return "nothing in the field stands out of the noise"
+        last = views[-1]
+        mine, spread = fineness(last)
+        for other in views[:-1]:
+            if other.pixel_ratio != last.pixel_ratio:
+                continue
+            theirs, their_spread = fineness(other)
+            if theirs - mine > 3.0 * math.hypot(spread, their_spread) + 0.25:
+                return f"the frame at {other.command.z_dof:.2f} DOF was sharper than the last"
+        return ""
+
+    def _bracket(
+        self, usable: Sequence[FocusView], views: Sequence[FocusView], belief: FocusBelief
+    ) -> NextStep:
+        """Look from the other side of focus than the frames that count most."""
+        limits = self.limits
+        z = belief.z_dof
+        wide = (
+            limits.wide_ratio > 1.0
+            and self.prior.range_dof > 40.0
+            and belief.sigma_dof > 6.0
+            and any(v.command.field_ratio > 1.0 for v in views)
+        )
+        zoom = limits.wide_ratio if wide else 1.0
+        telling = best_bracket_dof(usable, belief, self.prior) if not wide else 0.0
+        distance = min(
+            max(1.2 * belief.sigma_dof, telling, limits.least_bracket_dof * zoom),
+            limits.most_bracket_dof * zoom,
+        )
+        if limits.has_stigmator:
+            # The line foci of what is left of the astigmatism should lie inside the bracket.
+            distance = max(
+                distance, min(2.0 * belief.stig_sigma_dof + 4.0, limits.most_bracket_dof)
+            )
+        ratio = limits.wide_ratio if wide else 1.0
+        near = [
+            v.command.z_dof - z
+            for v in usable
+            if v.command.field_ratio == ratio and abs(v.command.z_dof - z) < 2.5 * distance
+        ]
+        above = sum(d > 0.4 * distance for d in near)
+        below = sum(d < -0.4 * distance for d in near)
+        if above == below:
+            middle = float(np.mean([v.command.z_dof for v in usable]))
+            side = math.copysign(1.0, z - middle)
+        else:
+            side = 1.0 if above < below else -1.0
+        stig = (views[-1].command.stig_x_dof, views[-1].command.stig_y_dof)
+        if limits.has_stigmator:
+            change = math.hypot(belief.stig_x_dof - stig[0], belief.stig_y_dof - stig[1])
+            if belief.stig_sigma_dof < max(0.7 * change, 0.3):
+                stig = (belief.stig_x_dof, belief.stig_y_dof)
+        command = FocusCommand(z + side * distance, *stig, field_ratio=ratio)
+        return self._bounded(command, "bracket", views, belief)
+
+    def _bounded(
+        self,
+        command: FocusCommand,
+        purpose: str,
+        views: Sequence[FocusView],
+        belief: FocusBelief | None,
+    ) -> NextStep:
+        """Keep a step within the limits: the other side of focus, or nearer, or not at all."""
+        reach = self.prior.range_dof + self.limits.least_bracket_dof
+        low = max(self.limits.lowest_z_dof, views[0].command.z_dof - reach)
+        high = min(self.limits.highest_z_dof, views[0].command.z_dof + reach)
+        if low <= command.z_dof <= high:
+            return Measure(command, purpose)
+        start = replace(views[0].command, field_ratio=1.0)
+        if purpose == "probe":
+            other = replace(command, z_dof=2.0 * start.z_dof - command.z_dof)
+            if low <= other.z_dof <= high:
+                return Measure(other, purpose)
+        if purpose != "verify":
+            inside = min(max(command.z_dof, low), high)
+            taken = min(abs(v.command.z_dof - inside) for v in views)
+            if taken > 1.0:
+                return Measure(replace(command, z_dof=inside), purpose)
+        reason = f"focus is believed at {command.z_dof:.1f} DOF, outside {low:.1f} to {high:.1f}"
+        return GiveUp(start, belief, reason)
+
+
+def fineness(view: FocusView) -> tuple[float, float]:
+    """Logarithm of gradient energy over the noise, gain left in, and its standard deviation."""
+    level = view.levels[0]
+    power, modes = level.isotropic
+    rings = np.arange(len(power))
+    weight = modes * np.exp(2.0 * 0.22 * rings) * (rings < 14)
+    signal = float((weight * (power - level.floor)).sum())
+    variance = float((np.square(weight * level.floor) / modes).sum())
+    variance += float(weight.sum()) ** 2 * level.floor**2 / level.floor_modes
+    noise = math.sqrt(variance)
+    floored = max(signal, noise)
+    return math.log(floored), noise / floored
+
+
+def _remark(views: Sequence[FocusView]) -> str:
+    return next((v.reason for v in views if v.reason), "")
