@@ -16,7 +16,7 @@ the surface stands above its own mean over that range. A yield of 1 is bright; 0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -53,7 +53,7 @@ GENERATED: tuple[SpecimenKind, ...] = (
 
 Slope = Annotated[float, Field(ge=-1_000.0, le=1_000.0)]
 
-_LARGEST_GAIN = 3.5  # of the yield by tilt: the path in an edge is short
+_LARGEST_GAIN = 2.6  # of the yield by tilt: the path in an edge is short
 
 
 class SpecimenSettings(BaseModel):
@@ -261,8 +261,8 @@ class _Cells:
         self._left, self._bottom = math.floor(u.min()) - 1, math.floor(v.min()) - 1
         self._columns = math.floor(u.max()) + 2 - self._left
         self._rows = math.floor(v.max()) + 2 - self._bottom
-        iu = np.floor(u).astype(np.int32) - self._left
-        iv = np.floor(v).astype(np.int32) - self._bottom
+        iu = np.floor(u).astype(np.int64) - self._left
+        iv = np.floor(v).astype(np.int64) - self._bottom
         self._index = iv * self._columns + iu
 
     def values(self, channel: int) -> Plane:
@@ -272,8 +272,14 @@ class _Cells:
         found = _random(columns[None, :], rows[:, None], self._seed, channel)
         return found.astype(np.float32).ravel()
 
-    def neighbours(self, jitter: float) -> list[tuple[npt.NDArray[np.int32], Plane, Plane]]:
-        """(flat index, du, dv) of the nine seeds round each pixel; the pixel less the seed."""
+    def neighbours(
+        self, jitter: float, *, nearest: bool = False
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Plane, Plane]]:
+        """(flat index, du, dv) of seeds round each pixel; the pixel less the seed.
+
+        nearest: the four of the nearest squares, else all nine: enough for what reaches no further
+        than 1 - jitter / 2 squares from its seed.
+        """
         lattice_u = np.arange(self._columns, dtype=np.float32)[None, :] + self._left
         lattice_v = np.arange(self._rows, dtype=np.float32)[:, None] + self._bottom
         shape = self._rows, self._columns
@@ -281,12 +287,15 @@ class _Cells:
         seed_v = lattice_v + 0.5 + jitter * (self.values(2).reshape(shape) - 0.5)
         flat_u = seed_u.astype(np.float32).ravel()
         flat_v = seed_v.astype(np.float32).ravel()
-        found = []
-        for down in (-1, 0, 1):
-            for right in (-1, 0, 1):
-                index = self._index + (down * self._columns + right)
-                found.append((index, self._u - flat_u[index], self._v - flat_v[index]))
-        return found
+        first = self._index
+        if nearest:
+            first = first - (self._u - np.floor(self._u) < 0.5)
+            first -= self._columns * (self._v - np.floor(self._v) < 0.5)
+        steps = (0, 1) if nearest else (-1, 0, 1)
+        for down in steps:
+            for right in steps:
+                index = first + (down * self._columns + right)
+                yield index, self._u - flat_u[index], self._v - flat_v[index]
 
 
 def _random(
@@ -328,6 +337,7 @@ def _emission(
     if sigma_px > 0.3:
         mean = cv2.GaussianBlur(height, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT_101)
         gain *= np.clip(1.0 + np.float32(rim / escape) * 0.5 * (height - mean), 0.25, 3.0)
+    np.minimum(gain, np.float32(_LARGEST_GAIN), out=gain)
     return np.asarray(material * gain, np.float32)
 
 
@@ -339,27 +349,30 @@ def _ramp(signed: Plane, width: float) -> Plane:
 
 def _gold_on_carbon(view: _View) -> Plane:
     """Islands of evaporated gold, with gaps between them, on carbon."""
-    u, v = view.turned(0.0)
+    angle = math.pi * float(_random(np.array([0]), np.array([0]), view.seed, 9)[0])
+    u, v = view.turned(angle)
     cells = view.cells(1.0, u, v)
-    weight = 0.45 * cells.values(3) ** 2
+    weight = 0.3 * cells.values(3) ** 2
     first, second = view.plane(9.0), view.plane(9.0)
-    owner = np.zeros(view.shape_px, np.int32)
+    owner = np.zeros(view.shape_px, np.int64)
     for index, du, dv in cells.neighbours(jitter=0.95):
         distance = np.sqrt(du**2 + dv**2) - weight[index]
         is_nearer = distance < first
         np.minimum(second, np.maximum(first, distance), out=second)
         np.copyto(owner, index, where=is_nearer)
         np.minimum(first, distance, out=first)
-    gap = 0.10 + 0.5 * cells.values(4)[owner] ** 6
+    gap = 0.10 + 0.25 * cells.values(4)[owner] ** 4
     gap[cells.values(5)[owner] < 0.06] = 9.0  # an island that is not there
     inside = second - first - gap + 0.05 * view.rough(0.35, 20, 3)
     edge = max(0.05, 1.5 * view.features_per_pixel)
     cover = _ramp(inside, edge)
     dome = np.sqrt(np.clip(inside, 0.0, 0.5) + 1e-4)
     height = cover * (0.12 + 0.25 * dome) + 0.006 * view.rough(0.15, 30, 3)
-    gold = 0.72 + 0.16 * cells.values(6)[owner] + 0.02 * view.rough(0.2, 40, 3)
+    gold = 0.60 + 0.14 * cells.values(6)[owner] + 0.02 * view.rough(0.2, 40, 3)
     carbon = 0.24 + 0.015 * view.rough(2.0, 50, 6)
-    return _emission(view, height, carbon + cover * (gold - carbon), power=0.8, escape=0.05)
+    return _emission(
+        view, height, carbon + cover * (gold - carbon), power=0.65, escape=0.05, rim=0.5
+    )
 
 
 def _tin_balls(view: _View) -> Plane:
@@ -373,26 +386,25 @@ def _tin_balls(view: _View) -> Plane:
         if size < 6.0 * view.features_per_pixel:
             break
         cells = _Cells(u / np.float32(size), v / np.float32(size), view.seed + 7919 * layer)
-        radius = size * (0.14 + 0.34 * cells.values(3) ** 1.5)
+        radius = np.float32(size) * (0.12 + 0.30 * cells.values(3) ** 1.5)
         radius[cells.values(4) > share] = -9.0
         shade = 0.5 + 0.12 * cells.values(5)
-        for index, du, dv in cells.neighbours(jitter=0.6):
-            size32 = np.float32(size)
+        for index, du, dv in cells.neighbours(jitter=0.6, nearest=True):
             r = radius[index]
-            near = r > 0.0
-            if not near.any():
-                continue
-            d = size32 * np.sqrt(du**2 + dv**2)
-            gap = d - r
-            foot = np.exp(-np.maximum(gap, 0.0) / np.maximum(0.35 * r, 1e-3))
-            material *= np.where(near & (gap > 0.0), 1.0 - 0.45 * foot, 1.0)
-            depth = np.sqrt(np.maximum(r**2 - d**2, 0.0))
+            d = np.float32(size) * np.sqrt(du * du + dv * dv)
+            is_foot = np.flatnonzero((d > r) & (d < 2.2 * r) & (height < r))
+            r_foot = r.flat[is_foot]
+            foot = np.exp((r_foot - d.flat[is_foot]) / (0.3 * r_foot))
+            material.flat[is_foot] *= 1.0 - 0.45 * foot
+            is_ball = np.flatnonzero(d < r)
+            r, d = r.flat[is_ball], d.flat[is_ball]
+            depth = np.sqrt(r * r - d * d)
             top = r + depth  # it lies on the ground
-            is_upper = near & (gap < 0.0) & (top > height)
-            np.copyto(height, top, where=is_upper)
-            tilt = r / np.maximum(depth, 0.2 * np.abs(r) + blur)
-            np.copyto(secant, tilt, where=is_upper)
-            np.copyto(material, shade[index], where=is_upper)
+            is_upper = top > height.flat[is_ball]
+            is_ball, r, depth = is_ball[is_upper], r[is_upper], depth[is_upper]
+            height.flat[is_ball] = top[is_upper]
+            secant.flat[is_ball] = r / np.maximum(depth, 0.2 * r + np.float32(blur))
+            material.flat[is_ball] = shade[index.flat[is_ball]]
     material += 0.02 * view.rough(0.12, 60, 3)
     gain = np.minimum(secant**0.85, np.float32(_LARGEST_GAIN))
     soft = cv2.GaussianBlur(material * gain, (0, 0), 0.55)
@@ -437,7 +449,12 @@ def _laths(view: _View) -> Plane:
         np.minimum(first, distance, out=first)
     border = 7.0 * (second - first)  # features
     angle = (np.pi * blocks.values(3))[owner]
-    across = np.cos(angle) * u + np.sin(angle) * v + 0.35 * view.rough(2.5, 20, 5)
+    across = (
+        np.cos(angle) * u
+        + np.sin(angle) * v
+        + 0.3 * view.noise(9.0, 20)
+        + 0.06 * view.rough(1.5, 21, 4)
+    )
     along = np.cos(angle) * v - np.sin(angle) * u
     across += 50.0 * blocks.values(4)[owner]
     # Laths of unequal width: the lattice of boundaries is jittered, and they end somewhere.
@@ -464,14 +481,14 @@ def _superalloy(view: _View) -> Plane:
     """Cuboids of gamma prime, in rows along the crystal's axes, in channels of gamma."""
     angle = math.pi * float(_random(np.array([0]), np.array([0]), view.seed, 9)[0])
     u, v = view.turned(angle)
-    u = u + 0.25 * view.rough(3.0, 20, 2)
-    v = v + 0.25 * view.rough(3.0, 21, 2)
+    u = u + 0.22 * view.noise(5.0, 20) + 0.04 * view.noise(1.2, 22)
+    v = v + 0.22 * view.noise(5.0, 21) + 0.04 * view.noise(1.2, 23)
     cells = _Cells(u, v, view.seed)
     half = 0.30 + 0.16 * cells.values(3)
     nearest = view.plane(9.0)
-    owner = np.zeros(view.shape_px, np.int32)
-    for index, du, dv in cells.neighbours(jitter=0.22):
-        distance = np.sqrt(np.sqrt(du**4 + dv**4)) - half[index]
+    owner = np.zeros(view.shape_px, np.int64)
+    for index, du, dv in cells.neighbours(jitter=0.22, nearest=True):
+        distance = np.sqrt(np.sqrt((du * du) ** 2 + (dv * dv) ** 2)) - half[index]
         np.copyto(owner, index, where=distance < nearest)
         np.minimum(nearest, distance, out=nearest)
     inside = np.asarray(0.015 * view.rough(0.3, 30, 3) - nearest, np.float32)
@@ -496,9 +513,9 @@ def _fibres(view: _View) -> Plane:
         _, v = view.turned(angle % math.pi)
         bent = v + 0.8 * view.noise(9.0, 20 + layer) + 0.25 * view.noise(3.5, 40 + layer)
         pitch = 2.8
-        row = np.floor(bent / np.float32(pitch)).astype(np.int64)
+        row = np.round(bent / np.float32(pitch)).astype(np.int64)
         base = 0.22 + 0.11 * layer
-        for step in (-1, 0, 1):
+        for step in (-1, 0):
             draws_r = _random(row + step, np.full((1, 1), layer), view.seed, 60)
             middle = row + step + 0.5 + 0.8 * (draws_r - 0.5)
             size = _random(row + step, np.full((1, 1), layer), view.seed, 61)
