@@ -1,39 +1,45 @@
-"""What a microscope's colours say about its optics: one effective oxide and three gains, fitted.
+"""What a microscope's colours say about its optics: an effective oxide and three gains, fitted.
 
 The ladder's physics is right up to a few numbers that nobody knows exactly: the oxide's thickness,
 the lamp, the camera's filters and curve, stray light. An effective oxide and one gain per channel
-absorb them. They are constants of a microscope and a wafer, not of a picture: the fit pools the
-contrasts of many clean terraces from many tiles with the same substrate colour. A single tile is
-ambiguous (one lonely bilayer fits as a trilayer with gain 0.8), hence the strong pull towards gains
-of one and the nominal oxide, and hence the confidence, which says when the fit is not to be used.
+absorb them; the part of the gains that stray light (flare) explains comes cheaper in the fit. They
+are constants of a microscope and a wafer, not of a picture: the fit pools the contrasts of many
+clean terraces from many tiles with the same substrate colour. A single tile is ambiguous (one
+lonely bilayer fits as a trilayer with gain 0.8), hence the strong pull towards gains of one and the
+nominal oxide, and hence the confidence, which says when the fit is not to be used.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from inference.api import BadModel, Calibration
-from inference.flakes.ladder import Optics, layer_grid, model_contrast
-from inference.flakes.materials import MATERIALS
+from inference.flakes.ladder import Optics, bare_signal, layer_grid, model_contrast
+from inference.flakes.materials import MATERIALS, curves, curves_of
 
 FloatArray = npt.NDArray[np.float32]
 
 USABLE_FIT = 0.25
 """A fit explaining less of the terraces is worse than none; measured .35-.57 where right."""
 
-_GAIN_STEPS = np.exp(np.linspace(np.log(0.7), np.log(1.4), 13)).astype(np.float32)
 _GAIN_COST = 0.3  # per unit of |ln gain|, against a fit of 0..1
+_GAIN_RANGE = (0.7, 1.45)
+_FLARE_COST = 3.0  # per share of a mirror's light; 0.01 is a tenth of a bare substrate's
+_FLARES = (0.0, 0.006, 0.015, 0.03, 0.05)
 _OXIDE_SIGMA = 0.15  # of ln(oxide / nominal)
 _OXIDE_COST = 0.1
+_CURVE_COST = 0.04  # another laboratory's index must explain that much more than the usual one
 _PULL_LEVELS = 10.0
 _PLAUSIBLE = 0.06  # a level further from the nominal ladder than this,
 _PLAUSIBLE_RELATIVE = 0.25  # plus this share of its contrast, is no crystal of these materials
+_PLAUSIBLE_FLARES = (1.0, 0.8, 0.62)  # contrasts may be weaker than the ladder's all together
+_MOST_LEVELS = 240  # more say nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class SubstrateCalibration:
 
     substrate_rgb: tuple[float, float, float]  # digital numbers
     calibration: Calibration
+    index_curves: tuple[tuple[str, str], ...] = ()  # (material, measurement) where not the usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,129 +94,174 @@ def drift(
     return Drift(float(moved[0] - moved[1]), float(moved[2] - moved[1]), float(moved[1]))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Levels:
+    """What the fit works on."""
+
+    colours: FloatArray  # (n, 3)
+    weights: FloatArray  # (n,) summing to 1
+    materials: tuple[str, ...]
+    nominal_oxide_nm: float
+    pull: float  # of the nominal values; the fewer the levels the stronger
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A point of the fit: everything that the contrasts may depend on."""
+
+    oxide_nm: float
+    flare: float  # light without an image, as a share of what a mirror would send
+    rest: tuple[float, float, float]  # gains that flare does not explain
+    optics: Optics
+
+    def gains(self) -> FloatArray:
+        """Measured contrast over model contrast, (3,)."""
+        bare = bare_signal(round(self.oxide_nm, 1), self.optics)
+        return np.asarray(self.rest, dtype=np.float32) * bare / (bare + np.float32(self.flare))
+
+    def merit(self, levels: _Levels) -> float:
+        """Share of the levels explained, 0..1."""
+        return _merit(levels, self.oxide_nm, self.gains(), self.optics)
+
+    def value(self, levels: _Levels) -> float:
+        """What the fit makes as large as it can: the merit, less the cost of being odd."""
+        detour = np.log(self.oxide_nm / levels.nominal_oxide_nm) / _OXIDE_SIGMA
+        cost = _OXIDE_COST * detour**2 + _FLARE_COST * self.flare
+        cost += _GAIN_COST * sum(abs(float(np.log(g))) for g in self.rest)
+        return self.merit(levels) - levels.pull * float(cost)
+
+
 def fit_calibration(
     levels: Sequence[Level],
     materials: Sequence[str],
     nominal_oxide_nm: float,
     optics: Optics,
-) -> Calibration:
-    """Fit effective oxide and gains to pooled terraces; nominal when they explain little."""
-    if len(levels) < 3:
-        return nominal_calibration(nominal_oxide_nm)
-    colours = np.array([level.contrast_rgb for level in levels], dtype=np.float32)
-    weights = np.sqrt(np.array([level.area_px for level in levels], dtype=np.float32))
-    plausible = np.zeros(len(levels), dtype=np.bool_)
-    size = np.linalg.norm(colours, axis=1)
-    for material in materials:
-        curve = model_contrast(material, nominal_oxide_nm, optics)
-        nearest = np.sqrt(_squared_distances(colours, curve[1:]).min(axis=1))
-        plausible |= nearest < _PLAUSIBLE + _PLAUSIBLE_RELATIVE * size
-    colours, weights = colours[plausible], weights[plausible]
-    if len(colours) < 3:
-        return nominal_calibration(nominal_oxide_nm)
-    weights = weights / weights.sum()
+    substrate_rgb: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> SubstrateCalibration:
+    """Fit effective oxide, flare and gains to pooled terraces; nominal when they explain little.
 
-    # Few terraces say little about four numbers: the fewer, the stronger the pull to nominal.
-    pull = 1.0 + _PULL_LEVELS / len(colours)
-    best = (-np.inf, nominal_oxide_nm, np.ones(3, dtype=np.float32))
-    coarse = nominal_oxide_nm * np.exp(np.linspace(-0.3, 0.3, 13))
-    starts = [
-        np.array([red, rest, rest], dtype=np.float32)
-        for red in (0.75, 0.85, 1.0, 1.15)
-        for rest in (0.85, 1.0, 1.15)
-    ]
-    tried: list[tuple[float, float, FloatArray]] = []
-    for oxide_nm in coarse:
-        for gains in starts:
-            value = _merit(colours, weights, materials, float(oxide_nm), gains, optics)
-            value -= pull * _cost(float(oxide_nm), nominal_oxide_nm, gains)
-            tried.append((value, float(oxide_nm), gains))
-    tried.sort(key=lambda entry: -entry[0])
-    for _, start_oxide_nm, start_gains in tried[:3]:
-        found = _descended(
-            colours, weights, materials, start_oxide_nm, start_gains, nominal_oxide_nm, optics, pull
-        )
-        if found[0] > best[0]:
-            best = found
-    _, oxide_nm, gains = best
-    explained = _merit(colours, weights, materials, oxide_nm, gains, optics)
+    Where `optics` does not say which measurement of a material's index to use, the one that
+    explains the terraces clearly best is taken: laboratories disagree, and monolayer curves are
+    wrong for multilayers of the dichalcogenides.
+    """
+    nominal = nominal_calibration(nominal_oxide_nm)
+    pooled = _pooled(levels, tuple(materials), nominal_oxide_nm, optics)
+    if pooled is None:
+        return SubstrateCalibration(substrate_rgb, nominal)
+    best = _fitted(pooled, optics)
+    chosen: list[tuple[str, str]] = []
+    for material in materials:
+        if material in dict(optics.index_curves):
+            continue
+        for measurement in curves_of(material):
+            other = replace(optics, index_curves=(*optics.index_curves, (material, measurement)))
+            if other.material(material).curve.key == MATERIALS[material].curve.key:
+                continue
+            guess = _fitted(pooled, other)
+            if guess.value(pooled) > best.value(pooled) + pooled.pull * _CURVE_COST:
+                best = guess
+        if best.optics != optics:
+            optics = best.optics
+            chosen.append(optics.index_curves[-1])
+    explained = best.merit(pooled)
+    count = len(pooled.colours)
     if explained < USABLE_FIT:
-        nominal = nominal_calibration(nominal_oxide_nm)
-        return Calibration(
-            nominal.oxide_nm,
-            nominal.gain_rgb,
-            0.0,
-            f"nominal: a fit on {len(colours)} regions explained only {explained:.2f}",
-        )
+        source = f"nominal: a fit on {count} regions explained only {explained:.2f}"
+        return SubstrateCalibration(substrate_rgb, replace(nominal, source=source))
     confidence = float(np.clip((explained - 0.1) / 0.4, 0.0, 1.0))
-    confidence *= float(1.0 - np.exp(-len(colours) / 6.0))
-    return Calibration(
-        round(oxide_nm, 1),
-        (round(float(gains[0]), 3), round(float(gains[1]), 3), round(float(gains[2]), 3)),
-        round(confidence, 3),
-        f"fitted on {len(colours)} regions",
+    confidence *= float(1.0 - np.exp(-count / 6.0))
+    gains = best.gains()
+    source = f"fitted on {count} regions"
+    if chosen:
+        source += ", index " + ", ".join("/".join(curve) for curve in chosen)
+    return SubstrateCalibration(
+        substrate_rgb,
+        Calibration(
+            round(best.oxide_nm, 1),
+            (round(float(gains[0]), 3), round(float(gains[1]), 3), round(float(gains[2]), 3)),
+            round(confidence, 3),
+            source,
+        ),
+        tuple(chosen),
     )
 
 
-def _cost(oxide_nm: float, nominal_oxide_nm: float, gains: FloatArray) -> float:
-    detour = (np.log(oxide_nm / nominal_oxide_nm) / _OXIDE_SIGMA) ** 2
-    return float(_OXIDE_COST * detour + _GAIN_COST * np.abs(np.log(gains)).sum())
+def _pooled(
+    levels: Sequence[Level], materials: tuple[str, ...], nominal_oxide_nm: float, optics: Optics
+) -> _Levels | None:
+    """The levels that could be these materials at all; None if too few are."""
+    if len(levels) < 3:
+        return None
+    colours = np.array([level.contrast_rgb for level in levels], dtype=np.float32)
+    weights = np.sqrt(np.array([level.area_px for level in levels], dtype=np.float32))
+    size = np.linalg.norm(colours, axis=1)
+    plausible = np.zeros(len(levels), dtype=np.bool_)
+    for material in materials:
+        curve = model_contrast(material, nominal_oxide_nm, optics)[1:]
+        for scale in _PLAUSIBLE_FLARES:
+            nearest = np.sqrt(_squared_distances(colours, scale * curve).min(axis=1))
+            plausible |= nearest < _PLAUSIBLE + _PLAUSIBLE_RELATIVE * size
+    keep = np.flatnonzero(plausible)
+    if keep.size < 3:
+        return None
+    if keep.size > _MOST_LEVELS:
+        by_area = keep[np.argsort(-weights[keep], kind="stable")]
+        keep = by_area[np.linspace(0, by_area.size - 1, _MOST_LEVELS).astype(np.int64)]
+    weights = weights[keep] / weights[keep].sum()
+    pull = 1.0 + _PULL_LEVELS / keep.size
+    return _Levels(colours[keep], weights, materials, nominal_oxide_nm, pull)
 
 
-def _descended(
-    colours: FloatArray,
-    weights: FloatArray,
-    materials: Sequence[str],
-    oxide_nm: float,
-    gains: FloatArray,
-    nominal_oxide_nm: float,
-    optics: Optics,
-    pull: float,
-) -> tuple[float, float, FloatArray]:
+def _fitted(levels: _Levels, optics: Optics) -> _Guess:
+    """The best of a coarse grid, improved step by step."""
+    grid = [
+        _Guess(float(oxide_nm), flare, (red, 1.0, 1.0), optics)
+        for oxide_nm in levels.nominal_oxide_nm * np.exp(np.linspace(-0.3, 0.3, 13))
+        for flare in _FLARES
+        for red in (0.75, 0.85, 1.0, 1.15)
+    ]
+    grid.sort(key=lambda guess: -guess.value(levels))
+    improved = [_descended(guess, levels) for guess in grid[:3]]
+    return max(improved, key=lambda guess: guess.value(levels))
+
+
+def _descended(guess: _Guess, levels: _Levels) -> _Guess:
     """Coordinate descent with shrinking steps."""
-
-    def value(oxide: float, gain: FloatArray) -> float:
-        merit = _merit(colours, weights, materials, round(oxide, 1), gain, optics)
-        return merit - pull * _cost(oxide, nominal_oxide_nm, gain)
-
-    best = value(oxide_nm, gains)
+    best = guess.value(levels)
     for step in (0.06, 0.03, 0.015):
         for _ in range(4):
             before = best
-            for scale in (1.0 - step / 2, 1.0 + step / 2):
-                new = value(oxide_nm * scale, gains)
-                if new > best:
-                    best, oxide_nm = new, oxide_nm * scale
-            for channel in range(3):
-                for scale in (1.0 - step, 1.0 + step):
-                    other = gains.copy()
-                    other[channel] *= scale
-                    if not 0.6 <= other[channel] <= 1.5:
-                        continue
-                    new = value(oxide_nm, other)
-                    if new > best:
-                        best, gains = new, other
+            for other in _neighbours(guess, step):
+                value = other.value(levels)
+                if value > best:
+                    best, guess = value, other
             if best <= before + 1e-6:
                 break
-    return best, oxide_nm, gains
+    return guess
 
 
-def _merit(
-    colours: FloatArray,
-    weights: FloatArray,
-    materials: Sequence[str],
-    oxide_nm: float,
-    gains: FloatArray,
-    optics: Optics,
-) -> float:
+def _neighbours(guess: _Guess, step: float) -> list[_Guess]:
+    found = [replace(guess, oxide_nm=guess.oxide_nm * (1.0 + sign * step / 2)) for sign in (-1, 1)]
+    found += [replace(guess, flare=max(guess.flare + sign * 0.1 * step, 0.0)) for sign in (-1, 1)]
+    for channel in range(3):
+        for sign in (-1, 1):
+            rest = list(guess.rest)
+            rest[channel] *= 1.0 + sign * step
+            if _GAIN_RANGE[0] <= rest[channel] <= _GAIN_RANGE[1]:
+                found.append(replace(guess, rest=(rest[0], rest[1], rest[2])))
+    return found
+
+
+def _merit(levels: _Levels, oxide_nm: float, gains: FloatArray, optics: Optics) -> float:
     """Weighted share of terraces explained, 0..1.
 
     Near the curve counts a little, near a rung counts fully where rungs are far enough apart to be
     told from each other.
     """
+    colours = levels.colours
     size = np.linalg.norm(colours, axis=1)
     explained = np.zeros(len(colours), dtype=np.float32)
-    for material in materials:
+    for material in levels.materials:
         layer_nm = MATERIALS[material].layer_thickness_nm
         grid = layer_grid(layer_nm)
         curve = model_contrast(material, round(oxide_nm, 1), optics) * gains
@@ -224,12 +276,13 @@ def _merit(
         loose = np.exp(-0.5 * to_curve.min(axis=1) / (0.02 + 0.05 * size) ** 2)
         tight = np.exp(-0.5 * to_rung.min(axis=1) / 0.02**2)
         explained = np.maximum(explained, (1.0 - trust) * loose + trust * tight)
-    return float(np.dot(weights, explained))
+    return float(np.dot(levels.weights, explained))
 
 
 def _squared_distances(points: FloatArray, curve: FloatArray) -> FloatArray:
-    difference = points[:, None, :] - curve[None, :, :]
-    return np.asarray(np.einsum("ijk,ijk->ij", difference, difference), dtype=np.float32)
+    products = points @ curve.T
+    sums = np.einsum("ij,ij->i", points, points)[:, None] + np.einsum("ij,ij->i", curve, curve)
+    return np.asarray(np.maximum(sums - 2.0 * products, 0.0), dtype=np.float32)
 
 
 def same_substrate(a_rgb: tuple[float, float, float], b_rgb: tuple[float, float, float]) -> bool:
@@ -263,6 +316,7 @@ def save_calibration(path: Path, calibrations: Sequence[SubstrateCalibration]) -
             "gain_rgb": list(c.calibration.gain_rgb),
             "confidence": c.calibration.confidence,
             "source": c.calibration.source,
+            "index_curves": [list(pair) for pair in c.index_curves],
         }
         for c in calibrations
     ]
@@ -295,6 +349,7 @@ def load_calibration(path: Path) -> tuple[SubstrateCalibration, ...]:
                     _number(entry, "confidence", where, 0.0, 1.0),
                     str(entry.get("source", path.name)),
                 ),
+                _curve_choice(entry, where),
             )
         )
     return tuple(found)
@@ -305,6 +360,18 @@ def _number(entry: dict[str, object], key: str, where: str, low: float, high: fl
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BadModel(f"{where}.{key} is {value!r}, not a number in {low:g}..{high:g}")
     return float(value)
+
+
+def _curve_choice(entry: dict[str, object], where: str) -> tuple[tuple[str, str], ...]:
+    value = entry.get("index_curves", [])
+    if not isinstance(value, list):
+        raise BadModel(f"{where}.index_curves is {value!r}, not a list of pairs")
+    found = []
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2 or "/".join(map(str, pair)) not in curves():
+            raise BadModel(f"{where}.index_curves has {pair!r}, no (material, measurement) known")
+        found.append((str(pair[0]), str(pair[1])))
+    return tuple(found)
 
 
 def _three(

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.api import Calibration
-from inference.flakes.materials import MATERIALS, SI, SIO2
-from inference.flakes.thin_film import WAVELENGTHS_NM, Illuminant, stack_rgb
+from inference.flakes.materials import MATERIALS, SI, SIO2, Material
+from inference.flakes.thin_film import WAVELENGTHS_NM, Illuminant, Layer, stack_rgb
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -35,6 +35,15 @@ class Optics:
 
     numerical_aperture: float = 0.45
     lamp_k: float = 3200.0
+    index_curves: tuple[tuple[str, str], ...] = ()  # (material, measurement); else the usual one
+
+    def material(self, key: str) -> Material:
+        """The crystal with the index curve chosen for it. Raises KeyError for unknown names."""
+        if key not in MATERIALS:
+            raise KeyError(f"no material {key!r}; there are {', '.join(sorted(MATERIALS))}")
+        measurement = dict(self.index_curves).get(key)
+        card = MATERIALS[key]
+        return card if measurement is None else card.with_curve(measurement)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,20 +179,31 @@ def layer_grid(layer_nm: float, fine_layers: float = 14.0) -> FloatArray:
 @lru_cache(maxsize=512)
 def model_contrast(material: str, oxide_nm: float, optics: Optics) -> FloatArray:
     """Contrasts on `layer_grid`, (n, 3), before any gain; read-only."""
-    if material not in MATERIALS:
-        raise KeyError(f"no material {material!r}; there are {', '.join(sorted(MATERIALS))}")
-    card = MATERIALS[material]
+    card = optics.material(material)
     grid_nm = layer_grid(card.layer_thickness_nm).astype(np.float64) * card.layer_thickness_nm
-    oxide = (SIO2.at(WAVELENGTHS_NM), oxide_nm)
-    silicon = SI.at(WAVELENGTHS_NM)
-    lamp = Illuminant(optics.lamp_k)
-    aperture = optics.numerical_aperture
-    film = (card.index(WAVELENGTHS_NM), grid_nm)
-    flake = stack_rgb(WAVELENGTHS_NM, [film, oxide], silicon, aperture, lamp, angles=6)
-    bare = stack_rgb(WAVELENGTHS_NM, [oxide], silicon, aperture, lamp, angles=6)
-    contrast = (flake / bare - 1.0).astype(np.float32)
+    flake = _signal(oxide_nm, optics, [(card.index(WAVELENGTHS_NM), grid_nm)])
+    contrast = (flake / bare_signal(oxide_nm, optics) - 1.0).astype(np.float32)
     contrast.setflags(write=False)
     return contrast
+
+
+@lru_cache(maxsize=512)
+def bare_signal(oxide_nm: float, optics: Optics) -> FloatArray:
+    """Camera signal of the bare substrate, (3,), a mirror being 1; read-only."""
+    signal = _signal(oxide_nm, optics, []).astype(np.float32)
+    signal.setflags(write=False)
+    return signal
+
+
+def _signal(oxide_nm: float, optics: Optics, films: list[Layer]) -> npt.NDArray[np.float64]:
+    return stack_rgb(
+        WAVELENGTHS_NM,
+        [*films, (SIO2.at(WAVELENGTHS_NM), oxide_nm)],
+        SI.at(WAVELENGTHS_NM),
+        optics.numerical_aperture,
+        Illuminant(optics.lamp_k),
+        angles=6,  # of 12: contrasts change by less than 1e-6
+    )
 
 
 @lru_cache(maxsize=64)

@@ -8,9 +8,8 @@ wafer's oxide, the objective) stands in `DetectorSettings`; what the photographs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -40,7 +39,7 @@ from inference.flakes.ladder import (
     colour_cell_centres,
     colour_table,
 )
-from inference.flakes.materials import MATERIALS
+from inference.flakes.materials import MATERIALS, curves, curves_of
 from inference.flakes.segmentation import (
     DARK,
     PLAUSIBLE,
@@ -55,6 +54,8 @@ from inference.flakes.segmentation import (
 
 FloatArray = npt.NDArray[np.float32]
 
+_UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
+_UNCALIBRATED_SLACK = 1.5
 _DARK_CONTRAST = -0.65  # in every channel: no light comes back, as beyond the chip's edge
 
 
@@ -67,6 +68,8 @@ class DetectorSettings(BaseModel):
     oxide_nm: float = Field(90.0, ge=10.0, le=1000.0)
     numerical_aperture: float = Field(0.45, gt=0.0, lt=1.0)
     lamp_k: float = Field(3200.0, ge=1500.0, le=20000.0)
+    index_curves: Mapping[str, str] = Field(default_factory=dict)
+    """Measurement of a material's index to use; `calibrate` chooses where none is named."""
     max_layers: int = Field(12, ge=1, le=40)
     min_area_um2: float = Field(25.0, gt=0.0, le=1e6)
     off_ladder_max: float = Field(0.035, gt=0.0, le=0.5)
@@ -90,10 +93,21 @@ class DetectorSettings(BaseModel):
             raise ValueError("a material is named twice")
         return value
 
+    @field_validator("index_curves")
+    @classmethod
+    def _exist(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for material, measurement in value.items():
+            if f"{material}/{measurement}" not in curves():
+                known = ", ".join(curves_of(material)) or "none"
+                raise ValueError(f"no index {measurement!r} of {material!r}; there are {known}")
+        return dict(value)
+
     @property
     def optics(self) -> Optics:
         """The part that the ladder's physics needs."""
-        return Optics(self.numerical_aperture, self.lamp_k)
+        return Optics(
+            self.numerical_aperture, self.lamp_k, tuple(sorted(self.index_curves.items()))
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,15 +140,16 @@ class PhysicsDetector:
         if calibration is None:
             calibration = nominal_calibration(settings.oxide_nm)
         if isinstance(calibration, Calibration):
-            known: tuple[SubstrateCalibration, ...] = ()
-            self._calibration = calibration
+            # Made on a substrate that nobody recorded: no drift can be noticed.
+            wafers: tuple[SubstrateCalibration, ...] = (
+                SubstrateCalibration(_UNKNOWN_RGB, calibration),
+            )
+        elif isinstance(calibration, SubstrateCalibration):
+            wafers = (calibration,)
         else:
-            if isinstance(calibration, SubstrateCalibration):
-                calibration = (calibration,)
-            known = tuple(calibration)
-            nominal = nominal_calibration(settings.oxide_nm)
-            self._calibration = known[0].calibration if known else nominal
-        self._known = known
+            nominal = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
+            wafers = tuple(calibration) or (nominal,)
+        self._wafers = tuple((wafer, _prepared(settings, wafer)) for wafer in wafers)
         self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
 
     @property
@@ -155,7 +170,7 @@ class PhysicsDetector:
     @property
     def calibration(self) -> Calibration:
         """In use unless a photograph's substrate asks for another of those given."""
-        return self._calibration
+        return self._wafers[0][0].calibration
 
     def detect(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeAnswer:
         """Find flakes; raises BadImage for anything but (h, w, 3) uint8 or uint16."""
@@ -163,14 +178,15 @@ class PhysicsDetector:
         full_scale = float(2**bit_depth - 1)
         half = shrunk_half(pixels)
         # Only where all photographs shall look alike is there a colour to expect.
-        expected_rgb = self._known[0].substrate_rgb if len(self._known) == 1 else None
+        first = self._wafers[0][0].substrate_rgb
+        expected_rgb = first if len(self._wafers) == 1 and first != _UNKNOWN_RGB else None
         background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
         reason = background.reason
-        calibration = self._calibration
-        if not reason and self._known:
-            nearest = nearest_calibration(self._known, background.rgb) or self._known[0]
-            calibration = nearest.calibration
-            moved = drift(background.rgb, nearest.substrate_rgb)
+        wafer, ready = min(
+            self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
+        )
+        if not reason and wafer.substrate_rgb != _UNKNOWN_RGB:
+            moved = drift(background.rgb, wafer.substrate_rgb)
             if moved.is_deviant:
                 reason = (
                     "substrate colour is not the calibration's: "
@@ -179,17 +195,16 @@ class PhysicsDetector:
                 )
         found: list[Detection] = []
         if not background.reason:
-            ready = _prepared(self._settings, calibration)
             seen = _looked_at(pixels, half, background, full_scale, pixel_size_nm, ready)
             if seen is not None:
                 sheet, terraces = seen
                 found = _detections(
-                    sheet, terraces, pixels.shape[:2], pixel_size_nm, calibration, ready
+                    sheet, terraces, pixels.shape[:2], pixel_size_nm, wafer.calibration, ready
                 )
         return FlakeAnswer(
             detections=tuple(sorted(found, key=lambda d: -d.score)),
             substrate_rgb=background.rgb,
-            calibration=calibration,
+            calibration=wafer.calibration,
             in_distribution=not reason,
             reason=reason,
         )
@@ -207,7 +222,7 @@ def calibrate(
     Photographs are read one after the other and not kept.
     """
     nominal = nominal_calibration(settings.oxide_nm)
-    prepared = _prepared(settings, nominal)
+    prepared = _prepared(settings, SubstrateCalibration(_UNKNOWN_RGB, nominal))
     flat = None if flat_field is None else coarse_flat_field(flat_field)
     colours: list[tuple[float, float, float]] = []
     levels: list[list[Level]] = []
@@ -224,23 +239,21 @@ def calibrate(
     found = []
     for group in sorted(grouped_by_substrate(colours), key=len, reverse=True):
         pooled = [level for k in group for level in levels[k]]
-        fitted = fit_calibration(pooled, settings.materials, settings.oxide_nm, settings.optics)
         typical = np.median(np.array([colours[k] for k in group]), axis=0)
         rgb = (float(typical[0]), float(typical[1]), float(typical[2]))
-        found.append(SubstrateCalibration(rgb, fitted))
+        found.append(
+            fit_calibration(pooled, settings.materials, settings.oxide_nm, settings.optics, rgb)
+        )
     return tuple(found)
 
 
-def nearest_calibration(
-    calibrations: Sequence[SubstrateCalibration], substrate_rgb: tuple[float, float, float]
-) -> SubstrateCalibration | None:
-    """The calibration whose substrate looks most like this one; None where there are none."""
-
-    def off(candidate: SubstrateCalibration) -> float:
-        moved = drift(substrate_rgb, candidate.substrate_rgb)
-        return abs(moved.red_over_green) + abs(moved.blue_over_green) + 0.3 * abs(moved.brightness)
-
-    return min(calibrations, key=off, default=None)
+def substrate_distance(
+    wafer: SubstrateCalibration, substrate_rgb: tuple[float, float, float]
+) -> float:
+    """How unlike a photograph's substrate is to a calibration's: tint first, then brightness."""
+    moved = drift(substrate_rgb, wafer.substrate_rgb)
+    tint = abs(moved.red_over_green) + abs(moved.blue_over_green)
+    return tint + 0.3 * abs(moved.brightness)
 
 
 def clean_levels(terraces: Terraces) -> list[Level]:
@@ -276,9 +289,10 @@ def checked_image(pixels: ImageRGB, pixel_size_nm: float, bit_depth: int) -> Non
         raise BadImage(f"bit_depth {bit_depth} does not go with {pixels.dtype}")
 
 
-@lru_cache(maxsize=16)
-def _prepared(settings: DetectorSettings, calibration: Calibration) -> _Prepared:
+def _prepared(settings: DetectorSettings, wafer: SubstrateCalibration) -> _Prepared:
+    calibration = wafer.calibration
     optics = settings.optics
+    optics = replace(optics, index_curves=(*optics.index_curves, *wafer.index_curves))
     tables = tuple(colour_table(key, calibration, optics) for key in settings.materials)
     centres = colour_cell_centres()
     size = np.linalg.norm(centres, axis=1)
@@ -339,9 +353,12 @@ def _detections(
     chosen = np.argmin(distance, axis=0)
     columns = np.arange(count)
     layers_seen, off_ladder = thickness[chosen, columns], distance[chosen, columns]
+    # An uncalibrated ladder may be off by a fifth: what is off it by that much is not thrown away.
+    slack = 1.0 + _UNCALIBRATED_SLACK * (1.0 - calibration.confidence)
+    tolerance = slack * (settings.off_ladder_max + settings.off_ladder_relative * size)
     keep = (
         (terraces.area_px >= min_area_px)
-        & (off_ladder < settings.off_ladder_max + settings.off_ladder_relative * size)
+        & (off_ladder < tolerance)
         & (layers_seen > 0.5)
         & (layers_seen < settings.max_layers + 0.5)
         & (terraces.spread < settings.spread_max)
@@ -395,9 +412,9 @@ def _detection(
     ys, xs = np.nonzero(mask)
     contrast = terraces.contrast_rgb[k]
     spread = float(terraces.spread[k])
-    # Noise of the median, and what the calibration does not know: 1.2 % + 4 % of the contrast.
-    trust = 1.0 if calibration.confidence > 0 else 1.6
-    systematic = trust * (0.012 + 0.04 * np.abs(contrast))
+    # Noise of the median, and what the calibration does not know.
+    doubt = 1.0 - calibration.confidence
+    systematic = 0.012 + 0.008 * doubt + (0.04 + 0.14 * doubt) * np.abs(contrast)
     noise = 1.25 * spread / np.sqrt(max(int(terraces.inner_px[k]) / 8.0, 1.0))
     probabilities = ladder.layer_probabilities(
         contrast, np.hypot(systematic, noise).astype(np.float32), settings.max_layers

@@ -57,7 +57,7 @@ class Cuts:
     noise_reference: float = 0.006  # noise for which `flat_gradient` is meant
     valley: float = 0.7  # of the smaller peak: a shallower valley does not separate terraces
     core_px: int = 40
-    reach_px: int = 12
+    reach_px: int = 8
     foreign_share: float = 0.6
     foreign_contrast: float = 0.06
     merge_contrast: float = 0.015
