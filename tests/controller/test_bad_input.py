@@ -409,6 +409,10 @@ FRAMES_S = 4.0  # three frames of 0.51 s, and what went before
 TRIGGER_S = 4.0  # two seconds beside the exposure
 FOCUSED = [("enabled = false", "enabled = true")]
 CHIP = [('area = "limits"', 'area = "chip"')]
+WIDE = (
+    "x_min_um = -200.0\nx_max_um = 200.0\ny_min_um = -200.0\ny_max_um = 200.0",
+    "x_min_um = -1200.0\nx_max_um = 1200.0\ny_min_um = -1200.0\ny_max_um = 1200.0",
+)
 EMPTY = ("flakes_per_mm2 = 40.0", "flakes_per_mm2 = 0.0\ndebris_per_mm2 = 0.0\nhaze_nm = 0.0")
 
 
@@ -638,10 +642,7 @@ DEVICES = [
         edits=[
             *CHIP,
             ("seed = 5\nsize", "seed = 5\ncentre_um = [40000.0, 0.0]\nsize"),
-            (
-                "= -200.0\nx_max_um = 200.0\ny_min_um = -200.0\ny_max_um = 200.0",
-                "= -1500.0\nx_max_um = 1500.0\ny_min_um = -1500.0\ny_max_um = 1500.0",
-            ),
+            WIDE,
         ],
         goes_on=False,
     ),
@@ -725,6 +726,17 @@ def test_nuisance(command, config, tmp_path, faults, edits, word, within_s) -> N
     assert finished.elapsed_s <= within_s
     is_safe(ended.microscopes[0])
     is_whole(run)
+
+
+def test_a_lost_frame_of_the_overview_is_taken_again(command, config, tmp_path) -> None:
+    path = config(*CHIP, WIDE, more=fault("camera", "dropped", "at_call = 3"))
+    ended = command("search", path, "--out", tmp_path / "runs")
+    assert (ended.status, ended.line) == (0, "")
+    assert "overview 2: " in ended.said
+    saved = [fact for fact in facts_of(the_run(tmp_path / "runs")) if isinstance(fact, Saved)]
+    overview = [fact.index for fact in saved if fact.shot == "overview"]
+    assert overview[-1] == 2
+    assert sorted(overview) == list(range(len(overview)))
 
 
 # --- a run's folder: what lies there is refused or repaired, never overwritten ------------------
