@@ -37,8 +37,11 @@ from shapely import unary_union
 from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
+import inference
 from controller import figures
 from controller.errors import BadSettings, ControllerError
+from controller.focusing.few_frames import FewFrames, FewFramesStep
+from controller.focusing.once import focus_instrument, write_strip
 from controller.geometry import CameraGeometry, footprint_um
 from controller.messages import CalibrationFitted, CatalogueEntry, Phase, RunStarted
 from controller.record import rundir
@@ -60,8 +63,10 @@ from inference.api import (
     FlakeDetector,
     FocusEstimator,
     ModelError,
+    NoEngine,
     SharpnessMeasure,
 )
+from inference.engine import Engine
 from inference.flakes import ladder as ladders
 from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
 from inference.flakes.evaluate import evaluate_folder
@@ -71,8 +76,12 @@ from inference.flakes.physics_detector import (
     calibrate,
     checked_image,
 )
+from inference.focus.acnet import ACNet, Limits
+from inference.focus.aenet import AENet
 from inference.focus.gradient import GradientSharpness
 from inference.focus.parabola import InverseParabola
+from inference.focus.posterior import Prior
+from inference.onnx_engine import OnnxEngine
 from simulator.clock import VirtualTimeLoop
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
 from simulator.sem import SemSettings, SimulatedSem
@@ -721,3 +730,65 @@ def evaluate_flakes(
     if out is not None:
         with rundir.writing(out):
             figures.write_json(out, "flakes", rows, None)
+
+
+# --- scopeloop focus -----------------------------------------------------------------------
+
+
+def few_frames(depth_of_field_um: float, has_stigmator: bool, range_dof: float) -> FewFrames:
+    """The eyes and the controller of the few-frame focus; physics only where no network is."""
+    prior = Prior(range_dof=range_dof, astigmatism_dof=10.0 if has_stigmator else 0.0)
+    limits = Limits(has_stigmator=has_stigmator, wide_ratio=1.0)
+    return FewFrames(AENet(focus_engine()), ACNet(limits, prior), depth_of_field_um)
+
+
+def focus_engine() -> Engine | None:
+    """The network of AENet; None: onnxruntime or the weights are not there."""
+    model = Path(inference.__file__).parent / "weights" / "aenet.onnx"
+    if not model.is_file():
+        return None
+    try:
+        return OnnxEngine(model)
+    except NoEngine:
+        return None
+
+
+def focus(
+    config: Path, console: Console, *, strip: Path | None, overrides: Iterable[str] = ()
+) -> int:
+    """Focus once and print every step; returns the exit status: 1 where it gave up."""
+    tables, _ = load_toml(config)
+    settings = validated(Settings, overridden(tables, overrides), str(config))
+    instrument = open_instrument(settings, str(config))
+
+    def make(depth_of_field_um: float, has_stigmator: bool) -> FewFrames:
+        few = few_frames(depth_of_field_um, has_stigmator, settings.focus.range_dof)
+        console.print(f"{instrument.name}: {few.aenet.name}, 1 DOF = {depth_of_field_um:.3f} um")
+        return few
+
+    def on_step(step: FewFramesStep) -> None:
+        view = step.view
+        console.print(
+            f"  {step.purpose:8s} z {step.focus_z_um:10.3f} um  "
+            f"stig {step.stig_x_um:+.2f} {step.stig_y_um:+.2f} um  "
+            f"score {view.score:.1f}  |defocus| {view.defocus_dof:.1f} "
+            f"+- {view.defocus_sigma_dof:.1f} DOF  {view.reason}",
+            highlight=False,
+        )
+
+    with asyncio.Runner(loop_factory=loop_factory(settings, str(config))) as runner:
+        result, dof_um = runner.run(focus_instrument(settings, instrument, make, on_step))
+    if strip is not None:
+        write_strip(strip, result.steps, dof_um)
+        console.print(f"strip [bold]{strip}[/]")
+    if not result.is_focused:
+        console.print(f"[yellow]cannot focus[/]: {result.reason}; back at the start")
+        return 1
+    console.print(
+        f"[green]in focus[/] at z {result.focus_z_um:.3f} +- {result.sigma_um:.3f} um, stigmator "
+        f"{result.stig_x_um:+.2f} {result.stig_y_um:+.2f} um, after {len(result.steps)} frames"
+    )
+    if isinstance(instrument, SimulatedSem | SimulatedMicroscope):
+        off_um = instrument.truth().defocus_um
+        console.print(f"the truth: {off_um / dof_um:+.3f} DOF ({off_um:+.3f} um) from focus")
+    return 0

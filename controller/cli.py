@@ -100,6 +100,23 @@ def evaluate_flakes(
 
 
 @cli.command()
+def focus(
+    config: Annotated[Path, typer.Argument(help="TOML file")],
+    *,
+    strip: Annotated[
+        Path | None, typer.Option(help="write what was seen, frame by frame, to this PNG")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE in TOML, as for search")
+    ] = None,
+) -> None:
+    """Focus once where the instrument stands, in a handful of frames, and print each step."""
+    status = app.focus(config, Console(), strip=strip, overrides=override or ())
+    if status:
+        raise typer.Exit(status)
+
+
+@cli.command()
 def bench(
     name: Annotated[
         str, typer.Argument(help="all, or one of those that `scopeloop bench list` names")

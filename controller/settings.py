@@ -101,6 +101,7 @@ class FocusSettings(Section):
     enabled: bool = True
     start_z_um: float | None = None  # None: focus is looked for from where the axis stands
     start_sigma_um: float = Field(default=25.0, gt=0.0, le=5_000.0)  # how far off it may stand
+    range_dof: float = Field(default=25.0, gt=0.0, le=200.0)  # few-frame focus: how far it may be
     seed_points: int = Field(default=4, ge=1, le=100)  # before the scan
     # During the scan: when the surface is less sure than this, or after so many tiles anyway ...
     refresh_sigma_dof: float = Field(default=0.35, gt=0.0, le=10.0)

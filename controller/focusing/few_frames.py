@@ -1,0 +1,199 @@
+"""The running few-frame focus: carries out what ACNet decides, one move and one frame at a time.
+
+ACNet (inference.focus.acnet) is pure: views in, the next step out, lengths in depths of field. Here
+a step becomes a move of the focus axis and of the stigmator, a frame that was exposed after both
+had settled, and AENet's view of it. Every position is reached from above, so that backlash and the
+lens's hysteresis are the same for all.
+
+However it ends other than in focus (ACNet gives up, the task is cancelled, a move or a frame
+fails), focus and stigmator go back to where they started, under a deadline of their own: an
+autofocus that leaves the instrument worse than it found it is the commonest complaint about them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from controller.errors import ControllerError
+from controller.motion import FocusApproach
+from drivers.api import Frame, Stigmator
+from drivers.errors import DriverError
+from inference.focus.acnet import ACNet
+from inference.focus.aenet import AENet
+from inference.focus.api import (
+    Done,
+    FocusBelief,
+    FocusCommand,
+    FocusView,
+    GiveUp,
+    Measure,
+)
+
+_RESTORE_DEADLINE_S: Final = 10.0
+
+
+class Lens(Protocol):
+    """What moves the focus; `controller.motion.Motion` is one."""
+
+    async def move_focus_um(
+        self, z_um: float, source: str, approach: FocusApproach = "direct"
+    ) -> None:
+        """Return once the focus stands at z; raises ControllerError or DriverError."""
+
+
+Observe = Callable[[], Awaitable[Frame]]
+"""Expose one frame after everything has settled, and return it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FewFramesStep:
+    """One frame, what was seen in it, and what was believed before it."""
+
+    purpose: str  # "start", "probe", "bracket", "verify" ...
+    frame: Frame
+    view: FocusView
+    focus_z_um: float  # as commanded
+    stig_x_um: float
+    stig_y_um: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FewFramesResult:
+    """How it ended."""
+
+    is_focused: bool
+    focus_z_um: float  # where the lens was left
+    stig_x_um: float
+    stig_y_um: float
+    sigma_um: float  # of the focus; infinite when nothing was believed
+    belief: FocusBelief | None
+    reason: str  # why it gave up, or what was out of the ordinary
+    steps: tuple[FewFramesStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FewFrames:
+    """The eyes and the controller of one focus, for one lens."""
+
+    aenet: AENet
+    acnet: ACNet
+    depth_of_field_um: float
+    source: str = "focus"
+
+    async def focus(
+        self,
+        lens: Lens,
+        observe: Observe,
+        start_z_um: float,
+        stigmator: Stigmator | None = None,
+        thread: Executor | None = None,
+        on_step: Callable[[FewFramesStep], None] = lambda _: None,
+    ) -> FewFramesResult:
+        """Focus once, from where the lens stands; it ends in focus or back there.
+
+        stigmator: None leaves astigmatism alone. thread: where views are computed; None means the
+        loop's default executor. Raises what `lens` or `observe` raise, after all was restored.
+        """
+        loop = asyncio.get_running_loop()
+        own_um = (0.0, 0.0) if stigmator is None else await stigmator.get_um()
+        here = _Place(start_z_um, *own_um)
+        views: list[FocusView] = []
+        steps: list[FewFramesStep] = []
+        at, purpose = here, "start"
+        is_at_rest = True
+        try:
+            while True:
+                frame = await observe()
+                command = self._command(at, here)
+                view = await loop.run_in_executor(thread, self._seen, frame, command)
+                views.append(view)
+                step = FewFramesStep(purpose, frame, view, at.z_um, at.stig_x_um, at.stig_y_um)
+                steps.append(step)
+                on_step(step)
+                match await loop.run_in_executor(thread, self.acnet.next_step, tuple(views)):
+                    case Measure(wanted, purpose):
+                        is_at_rest = False
+                        at = await self._go(lens, stigmator, self._place(wanted, here), at)
+                    case Done(wanted, belief, reason):
+                        at = await self._go(lens, stigmator, self._place(wanted, here), at)
+                        is_at_rest = True
+                        return self._result(at, belief, reason, steps, is_focused=True)
+                    case GiveUp(_, belief, reason):
+                        await self._restore(lens, stigmator, here, at)
+                        is_at_rest = True
+                        return self._result(here, belief, reason, steps, is_focused=False)
+        except BaseException as error:
+            if not is_at_rest:
+                try:
+                    await self._restore(lens, stigmator, here, None)
+                except (ControllerError, DriverError, TimeoutError) as second:
+                    error.add_note(f"focus was not restored to {start_z_um} um: {second}")
+            raise
+
+    def _seen(self, frame: Frame, command: FocusCommand) -> FocusView:
+        return self.aenet.look(frame.pixels, command, bit_depth=frame.bit_depth)
+
+    def _command(self, at: _Place, here: _Place) -> FocusCommand:
+        dof_um = self.depth_of_field_um
+        return FocusCommand(
+            (at.z_um - here.z_um) / dof_um, at.stig_x_um / dof_um, at.stig_y_um / dof_um
+        )
+
+    def _place(self, command: FocusCommand, here: _Place) -> _Place:
+        dof_um = self.depth_of_field_um
+        return _Place(
+            here.z_um + command.z_dof * dof_um,
+            command.stig_x_dof * dof_um,
+            command.stig_y_dof * dof_um,
+        )
+
+    async def _go(
+        self, lens: Lens, stigmator: Stigmator | None, to: _Place, at: _Place | None
+    ) -> _Place:
+        """Set what differs. at: None means that nothing is known of where it stands."""
+        if stigmator is not None and (
+            at is None or (at.stig_x_um, at.stig_y_um) != (to.stig_x_um, to.stig_y_um)
+        ):
+            await stigmator.set_um(to.stig_x_um, to.stig_y_um)
+            await asyncio.sleep(stigmator.settle_s)
+        if at is None or at.z_um != to.z_um:
+            await lens.move_focus_um(to.z_um, self.source, "from_above")
+        return to
+
+    async def _restore(
+        self, lens: Lens, stigmator: Stigmator | None, here: _Place, at: _Place | None
+    ) -> None:
+        async with asyncio.timeout(_RESTORE_DEADLINE_S):
+            await self._go(lens, stigmator, here, at)
+
+    def _result(
+        self,
+        at: _Place,
+        belief: FocusBelief | None,
+        reason: str,
+        steps: list[FewFramesStep],
+        *,
+        is_focused: bool,
+    ) -> FewFramesResult:
+        sigma_um = float("inf") if belief is None else belief.sigma_dof * self.depth_of_field_um
+        return FewFramesResult(
+            is_focused,
+            at.z_um,
+            at.stig_x_um,
+            at.stig_y_um,
+            sigma_um,
+            belief,
+            reason,
+            tuple(steps),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    z_um: float
+    stig_x_um: float
+    stig_y_um: float
