@@ -45,14 +45,15 @@ from pydantic import BaseModel, ConfigDict, Field
 Transfer = npt.NDArray[np.float32]
 """(h, w // 2 + 1) on the frequencies of `numpy.fft.rfft2`; real, because all errors are even."""
 
-_WAVE_GRID_PX = 288
+_WAVE_GRID_PX = 320
 _BLEND_FROM = 0.8
 _WINDOW_RATIO = 1.3  # side of the wave's window over the probe's extent
-_AIRY_RADII = 5.0  # of the wave's rings, kept beyond the outermost ray
+_AIRY_RADII = 10.0  # of the wave's rings, kept beyond the outermost ray
 _STEPS_PER_DOF = 256  # transfer functions are computed at this resolution of defocus
 _LARGEST_PHASE = 200.0  # the rays' transfer function is below 6e-4 beyond: taken as zero
-_RINGS_PER_CYCLE = 8.0  # of the aperture, per cycle that Cs adds over it at Nyquist
+_RINGS_PER_CYCLE = 16.0  # of the aperture, per cycle that Cs adds over it at Nyquist
 _MOST_RINGS = 16
+_NO_CYCLES = 0.01  # so few that one ring is as good
 
 
 class BeamSettings(BaseModel):
@@ -324,7 +325,9 @@ def _rays_transfer(
     squared = fx**2 + fy**2
     mixed = x_um * (fx**2 - fy**2) + (2.0 * y_um) * (fx * fy) if stig_um else None
     cycles = spherical_um * scale * 0.5
-    rings = min(_MOST_RINGS, max(1, math.ceil(_RINGS_PER_CYCLE * cycles)))
+    rings = 1
+    if cycles > _NO_CYCLES:
+        rings = min(_MOST_RINGS, math.ceil(2.0 + _RINGS_PER_CYCLE * cycles))
     cut_off = 2.0 * alpha * pixel_size_nm / beam.wavelength_pm  # cycles per pixel
     ratio = np.sqrt(squared) / np.float32(cut_off)
     # What two apertures share is narrower than one of them: 1 - 5 / (3 pi) of its shift in units of
