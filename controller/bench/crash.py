@@ -3,10 +3,10 @@
 A small simulated search runs in a process of its own, started as a user would start it, and is
 killed at a random instant of its life, the writing of the report included; then `--resume` is
 killed likewise, until one of them comes to its end. One kill in five may fall anywhere between the
-start of Python and the end of an undisturbed run; the others, which find more to destroy, come
-after the program has been imported, and sooner where there is less left to do. After every kill the
-folder is audited from outside: the journal must replay and begin with all that it held before, and
-every frame it calls saved must load and have the checksum it names.
+start of Python and the end of an undisturbed run; the others, which find more to destroy, are timed
+from the first fact that the process journals, and come sooner where there is less left to do. After
+every kill the folder is audited from outside: the journal must replay and begin with all that it
+held before, and every frame it calls saved must load and have the checksum it names.
 
 An exposure in flight at the instant of a kill was never acknowledged and is taken again. Those that
 had reached the journal are counted here; up to six that had not even done that cannot be counted
@@ -15,6 +15,7 @@ by anybody but the instrument.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sqlite3
 import subprocess
@@ -27,7 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from controller.bench.numbers import load, quantile, quantile_row
+from controller.bench.numbers import load, quantile_row
 from controller.errors import ControllerError
 from controller.figures import Row
 from controller.messages import (
@@ -176,28 +177,37 @@ def killed(folder: Path, kills: int, seed: int) -> Damage:
         began_s = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import controller.cli"], cwd=folder, check=True)
         damage.import_s.append(time.perf_counter() - began_s)
-    began_s = time.perf_counter()
     undisturbed = _Session(config, folder / "undisturbed", None)
     undisturbed.run(None)
-    life_s = time.perf_counter() - began_s
     reference = undisturbed.catalogue()
+    start_s, work_s = undisturbed.start_s, undisturbed.work_s
     chance = random.Random(seed)
-    import_s = quantile(damage.import_s, 0.5)
-    while damage.kills < kills:
-        run = _Session(config, folder / f"run-{damage.runs + damage.stillborn}", damage)
+    for number in itertools.count():
+        if damage.kills >= kills:
+            break
+        run = _Session(config, folder / f"run-{number}", damage)
         for _ in range(_MOST_SESSIONS):
-            at_s = None
+            strike = None
             if damage.kills < kills:
-                work_s = (life_s - import_s) * (1.0 - run.share_done(undisturbed.facts))
-                is_anywhere = chance.random() < 0.2
-                at_s = chance.uniform(0.0, life_s) if is_anywhere else import_s
-                at_s += 0.0 if is_anywhere else chance.uniform(0.0, work_s)
-            if run.run(at_s):
+                left_s = work_s * (1.0 - run.share_done(undisturbed.facts))
+                strike = _Strike(chance.uniform(0.0, left_s), is_from_first_fact=True)
+                if chance.random() < 0.2:
+                    anywhere_s = chance.uniform(0.0, start_s + work_s)
+                    strike = _Strike(anywhere_s, is_from_first_fact=False)
+            if run.run(strike):
                 _judge(run, reference, damage)
                 break
             if run.is_over:
                 break
     return damage
+
+
+@dataclass(frozen=True, slots=True)
+class _Strike:
+    """When to kill."""
+
+    after_s: float
+    is_from_first_fact: bool  # else from the start of the process
 
 
 class _Session:
@@ -211,6 +221,8 @@ class _Session:
         self._facts: list[Fact] = []  # of the journal, as last seen
         self._saved: set[tuple[ShotKind, int]] = set()
         self.is_over = False  # it cannot be resumed
+        self.start_s = 0.0  # of the last process: until its first fact
+        self.work_s = 0.0  # and from there to its end
 
     @property
     def folder(self) -> Path | None:
@@ -227,8 +239,8 @@ class _Session:
         """How much of a whole run's facts this one has, at most nine tenths: the report is left."""
         return min(0.9, len(self._facts) / len(facts))
 
-    def run(self, kill_after_s: float | None) -> bool:
-        """Start or resume, and kill after so long (None: never); whether it came to its end."""
+    def run(self, strike: _Strike | None) -> bool:
+        """Start or resume, and kill (None: do not); whether it came to its end."""
         folder = self.folder
         is_resume = folder is not None
         words = ["--resume", str(folder)] if is_resume else [str(self._config)]
@@ -241,7 +253,7 @@ class _Session:
                 [*_COMMAND, *words], cwd=self._config.parent, stdout=out, stderr=out
             )
             try:
-                is_killed = self._watch(process, began_s, kill_after_s)
+                is_killed = self._watch(process, began_s, strike)
             finally:
                 process.kill()
                 process.wait()
@@ -275,27 +287,58 @@ class _Session:
         return folder is not None and (folder / "settings.toml").is_file()
 
     def _watch(
-        self, process: subprocess.Popen[bytes], began_s: float, kill_after_s: float | None
+        self, process: subprocess.Popen[bytes], began_s: float, strike: _Strike | None
     ) -> bool:
-        """Wait for the end or the moment of the kill; note when a resume wrote its first facts."""
+        """Wait for the end or the moment of the kill; note when the first facts were written."""
+        known = len(self._facts)
+        is_resume = known > 0
+        fact_s: float | None = None  # when the first new fact was there
+        is_working = False  # the second one
+        is_killed = False
+        while process.poll() is None:
+            now_s = time.perf_counter()
+            if strike is not None:
+                from_s = fact_s if strike.is_from_first_fact else began_s
+                if from_s is not None and now_s >= from_s + strike.after_s:
+                    process.kill()
+                    is_killed = process.wait() != 0
+                    break
+            if now_s > began_s + _LONGEST_S:
+                self._damage.failed.append(f"no end within {_LONGEST_S:g} s")
+                break
+            if not is_working:
+                new = self._length() - known
+                now_s = time.perf_counter()
+                if new >= 1 and fact_s is None:
+                    fact_s = now_s
+                    if is_resume:
+                        self._damage.to_first_fact_s.append(now_s - began_s)
+                if new >= 2:
+                    is_working = True
+                    if is_resume:
+                        self._damage.to_work_s.append(now_s - began_s)
+            time.sleep(_POLL_S)
+        first_s = began_s if fact_s is None else fact_s
+        self.start_s, self.work_s = first_s - began_s, time.perf_counter() - first_s
+        return is_killed
+
+    def _length(self) -> int:
+        """Facts in the journal that the process is writing; 0 where it cannot be said."""
         folder = self.folder
         journal = None if folder is None else folder / "journal.sqlite"
-        known = len(self._facts)
-        waits = [(1, self._damage.to_first_fact_s), (2, self._damage.to_work_s)]
-        while process.poll() is None:
-            since_s = time.perf_counter() - began_s
-            if kill_after_s is not None and since_s >= kill_after_s:
-                process.kill()
-                return process.wait() != 0
-            if since_s > _LONGEST_S:
-                self._damage.failed.append(f"no end within {_LONGEST_S:g} s")
-                return False
-            if journal is not None and known and waits:
-                length = _length(journal)
-                while waits and length >= known + waits[0][0]:
-                    waits.pop(0)[1].append(time.perf_counter() - began_s)
-            time.sleep(_POLL_S)
-        return False
+        if journal is None or not journal.is_file():
+            return 0
+        try:
+            uri = f"{journal.absolute().as_uri()}?mode=ro"
+            database = sqlite3.connect(uri, uri=True, timeout=0.0)
+        except sqlite3.Error:
+            return 0
+        try:
+            return int(database.execute("SELECT max(seq) FROM facts").fetchone()[0] or 0)
+        except sqlite3.Error:
+            return 0
+        finally:
+            database.close()
 
     def _audit(self) -> None:
         """From outside: nothing that was acknowledged may be gone."""
@@ -389,17 +432,3 @@ def _phase(facts: Sequence[Fact]) -> str:
             case _:
                 pass
     return phase
-
-
-def _length(journal: Path) -> int:
-    """Facts in a journal that somebody else is writing; 0 where it cannot be said."""
-    try:
-        database = sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True, timeout=0.0)
-    except sqlite3.Error:
-        return 0
-    try:
-        return int(database.execute("SELECT max(seq) FROM facts").fetchone()[0] or 0)
-    except sqlite3.Error:
-        return 0
-    finally:
-        database.close()

@@ -35,7 +35,7 @@ def test_tiles_are_reproducible_and_not_empty() -> None:
 def test_the_pipeline_is_held_against_inference_alone() -> None:
     source = TileSource(1, SMALL_PX)
     rows = pipeline.ratios_of([source.next_tile() for _ in range(3)], 2)
-    assert [row.bar for row in rows] == [1.10, None, None]
+    assert [row.bar for row in rows] == [1.10, None, None, None]
     assert all(row.value is not None and row.value > 0.0 for row in rows)
 
 
