@@ -1,6 +1,7 @@
-"""The probe against optics that is known exactly: numbers, limits, and integrals done another way."""
+"""The probe against optics that is known exactly: numbers, limits, other ways of integration."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_blur_changes_smoothly_with_defocus_from_the_wave_to_the_rays():
     dof_um = beam.depth_of_field_um(5.0)
     steps = np.arange(7.0, 16.0, 0.25)  # the wave's grid ends at 12
     found = [Probe(beam, dof * dof_um).transfer(5.0, (96, 96)) for dof in steps]
-    changes = [np.abs(b - a).max() for a, b in zip(found[:-1], found[1:], strict=True)]
+    changes = [np.abs(b - a).max() for a, b in pairwise(found)]
     assert max(changes) < 1.6 * np.median(changes)
 
 
