@@ -34,12 +34,16 @@ from inference.focus.api import (
 )
 from inference.focus.posterior import Prior, believe, best_bracket_dof
 
+_LOCATED_DOF = 5.0  # sigma at which the fine field takes over from the wide
+_SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How the controller may act, and when it is sure enough."""
 
     most_frames: int = 12
+    most_frames_low_dose: int = 36  # where noise is what is left, and more frames will end it
     lowest_z_dof: float = -math.inf  # commands outside are not asked for
     highest_z_dof: float = math.inf
     probe_step_dof: float = 10.0  # signed: the side on which moving is safe or free of backlash
@@ -68,12 +72,26 @@ class ACNet:
             raise ValueError(message)
         start = replace(views[0].command, field_ratio=1.0)
         usable = [v for v in views if v.levels[0].mean > 0 and not v.reason.startswith("saturated")]
-        out_of_frames = len(views) >= self.limits.most_frames
         if len(usable) < 2:
-            if len(views) >= 4 or out_of_frames:
+            if len(views) >= 4:
                 return GiveUp(start, None, f"no usable frame: {views[-1].reason}")
             return self._probe(views)
-        belief = believe(usable, self.prior)
+        prior = self.prior
+        wide = [v for v in usable if v.command.field_ratio > 1.0]
+        if self._wants_wide(views[0]) or wide:
+            if len(wide) < 2:
+                return self._probe(views)
+            far = believe(wide, replace(self.prior, astigmatism_dof=0.0))
+            if not self._is_located(wide, far):
+                return self._bracket_wide(wide, views, far)
+            near = [v for v in usable if abs(v.command.z_dof - far.z_dof) < _SEEN_FINE_DOF]
+            fine = [v for v in near if v.command.field_ratio == 1.0]
+            # Three fine frames say more than the wide ones, and owe nothing to them.
+            usable = fine if len(fine) >= 3 else wide + fine
+            if len(fine) >= 3:
+                prior = replace(prior, range_dof=min(prior.range_dof, 1.2 * _SEEN_FINE_DOF))
+        belief = believe(usable, prior)
+        out_of_frames = len(views) >= self._frames_allowed(views, belief)
         last = views[-1]
         if self._is_verification(views, belief):
             refusal = self._disappointment(usable, belief)
@@ -92,6 +110,17 @@ class ACNet:
             return self._bounded(self._target(belief, start), "verify", views, belief)
         return self._bracket(usable, views, belief)
 
+    def _frames_allowed(self, views: Sequence[FocusView], belief: FocusBelief) -> int:
+        """More than usual only if counting noise is what keeps sigma up: it falls with frames."""
+        limits = self.limits
+        ratio = belief.sigma_dof / limits.most_sigma_dof
+        if limits.has_stigmator:
+            ratio = max(ratio, belief.stig_sigma_dof / limits.most_stig_sigma_dof)
+        enough = 1.3 * ratio * ratio * len(views) + 2
+        if ratio < 4.0 and enough <= limits.most_frames_low_dose and belief.misfit < 1.5:
+            return max(limits.most_frames, limits.most_frames_low_dose)
+        return limits.most_frames
+
     def _target(self, belief: FocusBelief, start: FocusCommand) -> FocusCommand:
         stig = (
             (belief.stig_x_dof, belief.stig_y_dof)
@@ -104,14 +133,46 @@ class ACNet:
         return FocusCommand(belief.z_dof, *stig)
 
     def _probe(self, views: Sequence[FocusView]) -> NextStep:
-        """Step off by what the first frame suggests, in the fine field if that can see so far."""
-        first = views[0]
-        wide = self._wants_wide(first)
+        """Step off to learn the side; far from focus the wide field looks first from here."""
+        first = views[0].command
+        wide = self._wants_wide(views[0])
+        if wide and len(views) == 1:
+            ratio = self.limits.wide_ratio
+            return Measure(replace(first, field_ratio=ratio), "wide field")
         step = self.limits.probe_step_dof * (self.limits.wide_ratio if wide else 1.0)
-        step *= 1.0 if len(views) == 1 else -1.0 if len(views) == 2 else 0.5
+        step *= -0.8 if len(views) == 3 else 1.0
         ratio = self.limits.wide_ratio if wide else 1.0
-        command = replace(first.command, z_dof=first.command.z_dof + step, field_ratio=ratio)
+        command = replace(first, z_dof=first.z_dof + step, field_ratio=ratio)
         return self._bounded(command, "probe", views, None)
+
+    def _is_located(self, wide: Sequence[FocusView], far: FocusBelief) -> bool:
+        """Whether the wide field has done its part: both sides seen, or as often as it may."""
+        if len(wide) >= 8:
+            return True
+        side = 0.5 * self.limits.least_bracket_dof * self.limits.wide_ratio
+        off = [v.command.z_dof - far.z_dof for v in wide]
+        return far.sigma_dof < _LOCATED_DOF and max(off) > side and min(off) < -side
+
+    def _bracket_wide(
+        self, wide: Sequence[FocusView], views: Sequence[FocusView], belief: FocusBelief
+    ) -> NextStep:
+        """The wide field's own bracket, until focus is near enough for the fine one."""
+        ratio = self.limits.wide_ratio
+        if len(wide) >= 3 and max(v.presence for v in wide) < self.limits.least_presence:
+            if len(wide) >= 7:
+                start = replace(views[0].command, field_ratio=1.0)
+                return GiveUp(start, belief, "nothing in the field stands out of the noise")
+            return self._search(views, belief)
+        distance = min(
+            max(1.2 * belief.sigma_dof, self.limits.least_bracket_dof * ratio),
+            self.limits.most_bracket_dof * ratio,
+        )
+        near = [v.command.z_dof - belief.z_dof for v in wide]
+        above, below = sum(d > 0.3 * distance for d in near), sum(d < -0.3 * distance for d in near)
+        middle = float(np.mean([v.command.z_dof for v in wide]))
+        side = math.copysign(1.0, belief.z_dof - middle if above == below else below - above)
+        command = replace(views[0].command, z_dof=belief.z_dof + side * distance, field_ratio=ratio)
+        return self._bounded(command, "wide bracket", views, belief)
 
     def _search(self, views: Sequence[FocusView], belief: FocusBelief) -> NextStep:
         """Nothing seen yet: go where nobody looked, near first."""
@@ -128,7 +189,7 @@ class ACNet:
     def _wants_wide(self, first: FocusView) -> bool:
         if self.limits.wide_ratio <= 1.0 or self.prior.range_dof <= 40.0:
             return False
-        if not first.in_distribution:
+        if not first.in_distribution or first.reason:
             return True
         return first.defocus_dof + 2.0 * first.defocus_sigma_dof > 25.0
 
@@ -141,7 +202,8 @@ class ACNet:
         fine = [v.command.z_dof - belief.z_dof for v in views if v.command.field_ratio == 1.0]
         above = [d for d in fine if d >= 2.0]
         below = [-d for d in fine if d <= -2.0]
-        return any(0.4 < a / b < 2.5 and max(a, b) < 16.0 for a in above for b in below)
+        reach = 10.0
+        return any(0.5 < a / b < 2.0 and max(a, b) < reach for a in above for b in below)
 
     def _is_verification(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
         """Whether the last frame lies where focus is believed to be, and all is known."""
@@ -161,6 +223,9 @@ class ACNet:
             return f"the frames do not fit any focus: misfit {belief.misfit:.1f}"
         if belief.evidence < self.limits.least_evidence:
             return "nothing in the field changes with focus"
+        off = abs(math.log(belief.scale / self.prior.blur_px_per_dof))
+        if off > 1.7 * self.prior.blur_log_sd:
+            return f"the blur's scale is off by {math.expm1(off):.0%}: no optics looks like that"
         if max(v.presence for v in views) < self.limits.least_presence:
             return "nothing in the field stands out of the noise"
         last = views[-1]
@@ -179,28 +244,19 @@ class ACNet:
         """Look from the other side of focus than the frames that count most."""
         limits = self.limits
         z = belief.z_dof
-        wide = (
-            limits.wide_ratio > 1.0
-            and self.prior.range_dof > 40.0
-            and belief.sigma_dof > 6.0
-            and any(v.command.field_ratio > 1.0 for v in views)
-        )
-        zoom = limits.wide_ratio if wide else 1.0
-        telling = best_bracket_dof(usable, belief, self.prior) if not wide else 0.0
+        telling = best_bracket_dof(usable, belief, self.prior)
         distance = min(
-            max(1.2 * belief.sigma_dof, telling, limits.least_bracket_dof * zoom),
-            limits.most_bracket_dof * zoom,
+            max(1.2 * belief.sigma_dof, telling, limits.least_bracket_dof), limits.most_bracket_dof
         )
         if limits.has_stigmator:
             # The line foci of what is left of the astigmatism should lie inside the bracket.
             distance = max(
                 distance, min(2.0 * belief.stig_sigma_dof + 4.0, limits.most_bracket_dof)
             )
-        ratio = limits.wide_ratio if wide else 1.0
         near = [
             v.command.z_dof - z
             for v in usable
-            if v.command.field_ratio == ratio and abs(v.command.z_dof - z) < 2.5 * distance
+            if v.command.field_ratio == 1.0 and abs(v.command.z_dof - z) < 2.5 * distance
         ]
         above = sum(d > 0.4 * distance for d in near)
         below = sum(d < -0.4 * distance for d in near)
@@ -214,7 +270,14 @@ class ACNet:
             change = math.hypot(belief.stig_x_dof - stig[0], belief.stig_y_dof - stig[1])
             if belief.stig_sigma_dof < max(0.7 * change, 0.3):
                 stig = (belief.stig_x_dof, belief.stig_y_dof)
-        command = FocusCommand(z + side * distance, *stig, field_ratio=ratio)
+        command = FocusCommand(z + side * distance, *stig)
+        if len(views) >= 6 and belief.sigma_dof < 1.5:
+            # What is left is noise: the same places again, so that their frames can be summed.
+            for view in usable:
+                near_by = abs(view.command.z_dof - command.z_dof) < 0.3 * distance
+                if near_by and replace(view.command, z_dof=command.z_dof) == command:
+                    command = view.command
+                    break
         return self._bounded(command, "bracket", views, belief)
 
     def _bounded(

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.focus import blur
-from inference.focus.api import FocusBelief, FocusView
+from inference.focus.api import FocusBelief, FocusCommand, FocusView
 from inference.focus.spectrum import SECTORS, BandPower, band_edges_cyc_px
 
 F32: TypeAlias = npt.NDArray[np.float32]
@@ -59,6 +59,7 @@ class Prior:
     temperature: float = 1.2
     sector_temperature: float = 2.5
     model_log_sd: float = 0.06
+    least_sigma_dof: float = 0.05  # lens errors that no frame tells, in the best of cases
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +68,9 @@ class _Data:
 
     log_power: F32  # (k, cells, 1)
     floor: F32  # (k, 1, 1)
-    modes: F32  # (cells, 1)
+    modes: F32  # (k, cells, 1)
+    floor_modes: F32  # (k, 1, 1)
+    unevenness: F32  # (k, cells, 1), 1 over the number of modes that carry the power
     ring: F32  # (cells, 1), cycles per pixel
     band: npt.NDArray[np.intp]  # (cells,), row of the blur table
     cos: F32  # (cells, 1), of twice the sector's angle
@@ -81,10 +84,36 @@ def believe(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
     if not views:
         message = "at least one frame is needed"
         raise ValueError(message)
+    views = coadded(views)
     round_belief = believe_round(views, prior)
     if prior.astigmatism_dof <= 0 or len(views) < 2:
         return round_belief
     return believe_astigmatic(views, prior, round_belief)
+
+
+def coadded(views: Sequence[FocusView]) -> list[FocusView]:
+    """Frames at one command and one pixel size as one: at low dose the same places are repeated."""
+    groups: dict[tuple[FocusCommand, float], list[FocusView]] = {}
+    for view in views:
+        groups.setdefault((view.command, view.pixel_ratio), []).append(view)
+    result = []
+    for members in groups.values():
+        levels = tuple(_sum_of(same) for same in zip(*(v.levels for v in members), strict=False))
+        result.append(replace(members[0], levels=levels))
+    return result
+
+
+def _sum_of(levels: Sequence[BandPower]) -> BandPower:
+    if len(levels) == 1:
+        return levels[0]
+    return replace(
+        levels[0],
+        power=np.mean([level.power for level in levels], axis=0),
+        squares=np.mean([level.squares for level in levels], axis=0),
+        modes=np.sum([level.modes for level in levels], axis=0),
+        floor=float(np.mean([level.floor for level in levels])),
+        floor_modes=float(np.sum([level.floor_modes for level in levels])),
+    )
 
 
 def believe_round(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
@@ -120,7 +149,7 @@ def believe_round(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
     side = float(weights.sum(axis=(0, 1))[grid > first].sum())
     return FocusBelief(
         z_dof=z,
-        sigma_dof=sd,
+        sigma_dof=math.hypot(sd, prior.least_sigma_dof) * math.sqrt(max(fit, 1.0)),
         stig_x_dof=views[-1].command.stig_x_dof,
         stig_y_dof=views[-1].command.stig_y_dof,
         stig_sigma_dof=0.0,
@@ -155,13 +184,15 @@ def believe_astigmatic(views: Sequence[FocusView], prior: Prior, start: FocusBel
     off = point - mean
     var = weight @ np.square(off)
     side = float(weight[point[:, 0] > first.z_dof].sum())
+    widening = math.sqrt(max(float(weight @ misfit), 1.0))
     shapes = np.bincount(population.shape, weights=weight, minlength=len(blur.SHAPES))
     return FocusBelief(
         z_dof=float(mean[0]),
-        sigma_dof=math.sqrt(float(var[0])),
+        sigma_dof=math.hypot(math.sqrt(float(var[0])), prior.least_sigma_dof) * widening,
         stig_x_dof=float(mean[1]),
         stig_y_dof=float(mean[2]),
-        stig_sigma_dof=math.sqrt(float(var[1] + var[2])),
+        stig_sigma_dof=math.hypot(math.sqrt(float(var[1] + var[2])), prior.least_sigma_dof)
+        * widening,
         sign_probability=side if mean[0] > first.z_dof else 1.0 - side,
         evidence=start.evidence,
         misfit=float(weight @ misfit),
@@ -189,21 +220,29 @@ def _commands(views: Sequence[FocusView]) -> F64:
     return np.array([(v.command.z_dof, v.command.stig_x_dof, v.command.stig_y_dof) for v in views])
 
 
+def _column(values: F64) -> F32:
+    """(k, cells) -> (k, cells, 1), for candidates to broadcast over."""
+    return values[:, :, None].astype(np.float32)
+
+
 def _rings(views: Sequence[FocusView], sectors: Sequence[int] = range(SECTORS)) -> list[_Data]:
     """Cells of one band; of a few sectors, the cells without modes there are left out."""
     edges = band_edges_cyc_px()
     ring = np.sqrt(edges[:-1] * edges[1:]).astype(np.float32)[:, None]
     data = []
     for pixel, members in _groups(views):
-        modes = members[0][1].modes[:, list(sectors)]
-        total = modes.sum(axis=1)
-        kept = np.flatnonzero(total >= 0.5)
-        power = np.array([(m[1].power[:, list(sectors)] * modes).sum(axis=1) for m in members])
+        modes = np.array([m[1].modes[:, list(sectors)] for m in members])  # (k, bands, sectors)
+        total = modes.sum(axis=2)
+        kept = np.flatnonzero(total[0] >= 0.5)
+        power = (np.array([m[1].power[:, list(sectors)] for m in members]) * modes).sum(axis=2)
+        squares = (np.array([m[1].squares[:, list(sectors)] for m in members]) * modes).sum(axis=2)
         data.append(
             _Data(
-                log_power=np.log(power[:, kept] / total[kept])[:, :, None].astype(np.float32),
-                floor=np.array([m[1].floor for m in members])[:, None, None].astype(np.float32),
-                modes=total[kept][:, None].astype(np.float32),
+                log_power=_column(np.log(power[:, kept] / total[:, kept])),
+                floor=_column(np.array([[m[1].floor] for m in members])),
+                modes=_column(total[:, kept]),
+                floor_modes=_column(np.array([[m[1].floor_modes] for m in members])),
+                unevenness=_column(squares[:, kept] / np.square(power[:, kept])),
                 ring=ring[kept],
                 band=kept,
                 cos=np.zeros_like(ring[kept]),
@@ -223,18 +262,21 @@ def _sectors(views: Sequence[FocusView]) -> list[_Data]:
     angle = np.tile(np.arange(SECTORS) * (2.0 * math.pi / SECTORS), bands)  # twice the direction
     data = []
     for pixel, members in _groups(views):
-        modes = members[0][1].modes
-        merged_modes = modes.reshape(bands, _STRIDE, SECTORS).sum(axis=1)
-        kept = np.flatnonzero(merged_modes.ravel() >= 0.5)
-        logs = []
-        for _, level in members:
-            power = (level.power * modes).reshape(bands, _STRIDE, SECTORS).sum(axis=1)
-            logs.append(np.log((power / np.maximum(merged_modes, 1e-9)).ravel()[kept]))
+        split = (len(members), bands, _STRIDE, SECTORS)
+        modes = np.array([m[1].modes for m in members])
+        merged = modes.reshape(split).sum(axis=2).reshape((len(members), -1))
+        flat = (len(members), -1)
+        power = (np.array([m[1].power for m in members]) * modes).reshape(split).sum(axis=2)
+        squares = (np.array([m[1].squares for m in members]) * modes).reshape(split).sum(axis=2)
+        power, squares = power.reshape(flat), squares.reshape(flat)
+        kept = np.flatnonzero(merged[0] >= 0.5)
         data.append(
             _Data(
-                log_power=np.array(logs)[:, :, None].astype(np.float32),
-                floor=np.array([m[1].floor for m in members])[:, None, None].astype(np.float32),
-                modes=merged_modes.ravel()[kept][:, None].astype(np.float32),
+                log_power=_column(np.log(power[:, kept] / merged[:, kept])),
+                floor=_column(np.array([[m[1].floor] for m in members])),
+                modes=_column(merged[:, kept]),
+                floor_modes=_column(np.array([[m[1].floor_modes] for m in members])),
+                unevenness=_column(squares[:, kept] / np.square(power[:, kept])),
                 ring=ring[kept][:, None].astype(np.float32),
                 band=np.repeat(np.arange(bands), SECTORS)[kept],
                 cos=np.cos(angle[kept])[:, None].astype(np.float32),
@@ -312,7 +354,7 @@ def _fitted(group: _Data, m2: F32, radius: F32, prior: Prior) -> tuple[F64, F64,
         share = part / total
         r = y - np.log(total)
         if i < 2:
-            variance = _variance(share, group.modes, group.ring * radius, radius, prior)
+            variance = _variance(share, group, group.ring * radius, radius, prior)
         weight = share / variance * np.minimum(1.0, 2.5 * np.sqrt(variance) / (np.abs(r) + 1e-6))
         curved = weight * share
         along_s = (weight * r).sum(axis=0) - s_precision * (log_s - mean_s)
@@ -332,20 +374,24 @@ def _fitted(group: _Data, m2: F32, radius: F32, prior: Prior) -> tuple[F64, F64,
     return cost, np.minimum(norm, 25.0).sum(axis=(0, 1), dtype=np.float64), log_s
 
 
-def _variance(share: F32, modes: F32, x: F32, radius: F32, prior: Prior) -> F32:
+def _variance(share: F32, group: _Data, x: F32, radius: F32, prior: Prior) -> F32:
     """Variance of a log power: what counting scatters, and what the model leaves out.
 
     share: signal over all power; x: frequency times blur radius. Strong blur shows the shape, which
-    is not known, and brings in what lies outside the field. Both were fitted on real micrographs
-    blurred by shapes outside the family.
+    is not known, and brings in what lies outside the field; power in a few peaks is not blurred by
+    the band's average. The first two were fitted on micrographs blurred by shapes outside the
+    family; for the third a Gaussian's log M^2 changes by 2 (pi x)^2 d log f, and a band's
+    frequencies scatter by 0.065 of themselves.
     """
     share2 = share * share
     x2 = x * x
     shape_error = np.square(0.35 * x2 / (x2 + 0.36))
-    exchange = np.square(radius * np.float32(1.0 / 37.0)) * (2.5 / modes)
-    model = np.float32(prior.model_log_sd**2) + shape_error + exchange
-    variance: F32 = (1.0 - share2) / modes + np.square(0.03 * (1.0 - share)) + share2 * model
-    return variance + np.float32(1e-4)
+    exchange = np.square(radius * np.float32(1.0 / 37.0)) * (2.5 / group.modes)
+    peaks = group.unevenness * np.square(1.3 * x2 / (1.0 + x2))
+    model = np.float32(prior.model_log_sd**2) + shape_error + exchange + peaks
+    counted = (1.0 - share2) / group.modes + np.square(1.0 - share) / group.floor_modes
+    variance: F32 = counted + share2 * model + np.float32(3e-5)
+    return variance
 
 
 def _evidence(data: Sequence[_Data], misfit: float, prior: Prior) -> float:
@@ -383,7 +429,7 @@ def best_bracket_dof(views: Sequence[FocusView], belief: FocusBelief, prior: Pri
         slope = (np.log(kept) - np.log(further)) / apart
         signal = np.exp(log_s)[:, None] * kept
         share = signal / (signal + group.floor.mean())
-        variance = _variance(share, group.modes, group.ring * ahead, ahead[None, :], prior)
+        variance = _variance(share, group, group.ring * ahead, ahead[None, :], prior).mean(axis=0)
         information += (np.square(share * slope) / variance).sum(axis=0)
     return float(distances[int(np.argmax(information))])
 

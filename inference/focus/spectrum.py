@@ -45,6 +45,7 @@ class BandPower:
 
     power: FloatArray  # (BANDS, SECTORS), noise included
     modes: FloatArray  # (BANDS, SECTORS), independent ones; 0 where a cell is empty
+    squares: FloatArray  # (BANDS, SECTORS), mean of squared powers: few peaks, or many alike
     floor: float  # the noise's share of every power
     floor_modes: float
     binning: int  # raw pixels a side of one pixel here
@@ -106,21 +107,29 @@ def _one_level(pixels: Grey, binning: int) -> BandPower:
     mean = float(cv2.mean(grey)[0])
     layout = _layout()
     if not mean > 0 or not math.isfinite(mean):
-        return BandPower(np.full((BANDS, SECTORS), 1e-12), layout.modes, 1e-12, 1.0, binning, mean)
+        dark = np.full((BANDS, SECTORS), 1e-12)
+        return BandPower(dark, layout.modes, 2.0 * dark**2, 1e-12, 1.0, binning, mean)
     contrast = (grey * np.float32(1.0 / mean) - np.float32(1.0)) * layout.window
     contrast -= layout.window * np.float32(
         float(cv2.mean(contrast)[0]) / float(cv2.mean(layout.window)[0])
     )
     spectrum = cv2.dft(contrast, flags=cv2.DFT_COMPLEX_OUTPUT)[:, : SIDE_PX // 2 + 1]
     power = np.square(spectrum).sum(axis=2).ravel() * np.float32(layout.norm)
-    cells = np.zeros(BANDS * SECTORS)
-    cells[layout.filled] = np.add.reduceat(power[layout.order], layout.starts)
+    ordered = power[layout.order]
+    cells = np.zeros((2, BANDS * SECTORS))
+    cells[0, layout.filled] = np.add.reduceat(ordered, layout.starts)
+    cells[1, layout.filled] = np.add.reduceat(ordered * ordered, layout.starts)
     floor = float(np.mean(power[layout.floor]))
-    mean_power = cells.reshape(BANDS, SECTORS) * _INDEPENDENT_RATIO
-    mean_power /= np.maximum(layout.modes, _INDEPENDENT_RATIO)
-    floor_modes = len(layout.floor) * _INDEPENDENT_RATIO
+    means = cells.reshape(2, BANDS, SECTORS) * _INDEPENDENT_RATIO
+    means /= np.maximum(layout.modes, _INDEPENDENT_RATIO)
     return BandPower(
-        np.maximum(mean_power, 1e-12), layout.modes, max(floor, 1e-12), floor_modes, binning, mean
+        power=np.maximum(means[0], 1e-12),
+        modes=layout.modes,
+        squares=np.maximum(means[1], 2e-24),
+        floor=max(floor, 1e-12),
+        floor_modes=len(layout.floor) * _INDEPENDENT_RATIO,
+        binning=binning,
+        mean=mean,
     )
 
 
