@@ -155,6 +155,7 @@ def rows_of(damage: Damage) -> list[Row]:
             _RESUME_BAR_S,
             note=f"from the start of the process, Python's own included; {load()}",
         ),
+        quantile_row("resume to the first new fact, p50", damage.to_first_fact_s, 0.5, "s"),
         quantile_row("resume to the first step of work, p50", damage.to_work_s, 0.5, "s"),
         quantile_row("of which importing the program", damage.import_s, 0.5, "s"),
         Row(
@@ -236,8 +237,8 @@ class _Session:
         return self._facts
 
     def share_done(self, facts: Sequence[Fact]) -> float:
-        """How much of a whole run's facts this one has, at most nine tenths: the report is left."""
-        return min(0.9, len(self._facts) / len(facts))
+        """How much of a whole run's facts this one has; at most half, for reopening takes time."""
+        return min(0.5, len(self._facts) / len(facts))
 
     def run(self, strike: _Strike | None) -> bool:
         """Start or resume, and kill (None: do not); whether it came to its end."""
@@ -424,7 +425,7 @@ def _phase(facts: Sequence[Fact]) -> str:
     for fact in facts:
         match fact:
             case RunStarted():
-                phase = "start"
+                phase = "opening"
             case PhaseStarted(phase=entered):
                 phase = entered
             case RunFinished():
