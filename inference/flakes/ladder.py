@@ -111,18 +111,22 @@ class Ladder:
         """The nearest point precomputed over colour space, for whole images."""
         return ColourTable(self, _nearest_of_cells(self))
 
+    def log_likelihoods(
+        self, contrast_rgb: FloatArray, sigma_rgb: FloatArray, max_layers: int
+    ) -> FloatArray:
+        """Logarithm of how well 1 ... max_layers layers explain a region's contrast, (max_layers,).
+
+        sigma_rgb: one standard deviation per channel, noise and systematic error together.
+        """
+        deviation = (self.at(np.arange(1, max_layers + 1)) - contrast_rgb) / sigma_rgb
+        return np.asarray(-0.5 * np.einsum("ij,ij->i", deviation, deviation), dtype=np.float32)
+
     def layer_probabilities(
         self, contrast_rgb: FloatArray, sigma_rgb: FloatArray, max_layers: int
     ) -> FloatArray:
-        """Probability of 1 ... max_layers layers given one region's contrast, summing to 1.
-
-        sigma_rgb: one standard deviation per channel, noise and systematic error together. Every
-        layer number is equally likely beforehand.
-        """
-        rungs = self.at(np.arange(1, max_layers + 1))
-        deviation = (rungs - contrast_rgb) / sigma_rgb
-        log_likelihood = -0.5 * np.einsum("ij,ij->i", deviation, deviation)
-        likelihood = np.exp(log_likelihood - log_likelihood.max())
+        """Probability of 1 ... max_layers layers, equally likely beforehand, summing to 1."""
+        logs = self.log_likelihoods(contrast_rgb, sigma_rgb, max_layers)
+        likelihood = np.exp(logs - logs.max())
         return np.asarray(likelihood / likelihood.sum(), dtype=np.float32)
 
 
