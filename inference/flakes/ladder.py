@@ -10,7 +10,7 @@ ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -106,6 +106,10 @@ class Ladder:
             moved = thickness[nearest] + share * (thickness[other] - thickness[nearest])
             best_t = np.where(better, moved, best_t)
         return best_t.astype(np.float32), np.sqrt(np.maximum(best_d2, 0.0)).astype(np.float32)
+
+    def cut_off(self, ceiling_rgb: FloatArray) -> Ladder:
+        """The ladder as a camera sees it whose channels end at these contrasts."""
+        return replace(self, contrast_rgb=np.minimum(self.contrast_rgb, ceiling_rgb))
 
     def colour_table(self) -> ColourTable:
         """The nearest point precomputed over colour space, for whole images."""

@@ -57,6 +57,7 @@ FloatArray = npt.NDArray[np.float32]
 _UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
 _UNCALIBRATED_SLACK = 0.75
 _CORRELATED_PX = 8.0  # neighbouring px that the median filter makes say the same
+_FULL_SHARE = 0.97  # of full scale: a channel there may have been cut off
 _NAMED_LAYERS = 6  # layer numbers that an answer names at most
 _DARK_CONTRAST = -0.65  # in every channel: no light comes back, as beyond the chip's edge
 
@@ -201,7 +202,7 @@ class PhysicsDetector:
             if seen is not None:
                 sheet, terraces = seen
                 found = _detections(
-                    sheet, terraces, pixels.shape[:2], pixel_size_nm, wafer.calibration, ready
+                    sheet, terraces, background, full_scale, pixel_size_nm, wafer.calibration, ready
                 )
         return FlakeAnswer(
             detections=tuple(sorted(found, key=lambda d: -d.score)),
@@ -267,10 +268,7 @@ def clean_levels(terraces: Terraces) -> list[Level]:
             terraces.inner_px[k] >= 80
             and terraces.spread[k] < 0.02
             and flat_share > 0.35
-            and (
-                terraces.saturated_px[k] < 0.5 * terraces.area_px[k]
-                or float(terraces.contrast_rgb[k].mean()) < 0
-            )
+            and terraces.saturated_px[k] < 0.5 * terraces.area_px[k]
         ):
             c = terraces.contrast_rgb[k]
             levels.append(Level((float(c[0]), float(c[1]), float(c[2])), int(terraces.area_px[k])))
@@ -336,7 +334,8 @@ def _looked_at(
 def _detections(
     sheet: Sheet,
     terraces: Terraces,
-    shape_px: tuple[int, ...],
+    background: Background,
+    full_scale: float,
     pixel_size_nm: float,
     calibration: Calibration,
     prepared: _Prepared,
@@ -350,8 +349,20 @@ def _detections(
     contrast = terraces.contrast_rgb
     thickness = np.zeros((len(prepared.tables), count), dtype=np.float32)
     distance = np.zeros_like(thickness)
+    ladders = [[table.ladder] * count for table in prepared.tables]
     for k, table in enumerate(prepared.tables):
         thickness[k], distance[k] = table.ladder.nearest(contrast)
+    for j in np.flatnonzero(terraces.saturated_px > 0.3 * terraces.area_px).tolist():
+        # A channel at its end says only "at least so much": the ladder is cut off there too.
+        full = (1.0 + contrast[j]) * _background_at(background, sheet, terraces.boxes[j])
+        ceiling = np.where(full >= _FULL_SHARE * full_scale, contrast[j], np.inf)
+        if not np.isfinite(ceiling).any():
+            continue
+        for k in range(len(ladders)):
+            ladders[k][j] = ladders[k][j].cut_off(ceiling.astype(np.float32))
+            thickness[k, j], distance[k, j] = (
+                float(v[0]) for v in ladders[k][j].nearest(contrast[j])
+            )
     # An uncalibrated ladder may be off by a fifth: what is off it by that much is not thrown away.
     doubt = 1.0 - calibration.confidence
     slack = 1.0 + _UNCALIBRATED_SLACK * doubt
@@ -373,9 +384,12 @@ def _detections(
         independent = max(float(terraces.inner_px[k]) / _CORRELATED_PX, 1.0)
         noise = 1.25 * float(terraces.spread[k]) / np.sqrt(independent)
         sigma = np.hypot(systematic, noise).astype(np.float32)
-        ladders = [t.ladder for t, fit in zip(prepared.tables, fits[:, k], strict=True) if fit]
-        ladder, ranked = identified(contrast[k], sigma, ladders, settings.max_layers)
-        number = [t.ladder for t in prepared.tables].index(ladder)
+        fitting = np.flatnonzero(fits[:, k]).tolist()
+        best, ranked = identified(
+            contrast[k], sigma, [ladders[n][k] for n in fitting], settings.max_layers
+        )
+        number = fitting[best]
+        ladder = ladders[number][k]
         off_ladder = float(distance[number, k])
         score = _score(
             off_ladder=off_ladder / slack,
@@ -389,7 +403,10 @@ def _detections(
             continue
         height, width = shape.mask.shape
         is_first = shape.left == 0 or shape.top == 0
-        is_last = shape.left + width >= shape_px[1] or shape.top + height >= shape_px[0]
+        is_last = (
+            shape.left + width >= background.shape_px[1]
+            or shape.top + height >= background.shape_px[0]
+        )
         red, green, blue = (float(c) for c in contrast[k])
         found.append(
             Detection(
@@ -413,10 +430,21 @@ def _detections(
     return found
 
 
+def _background_at(
+    background: Background, sheet: Sheet, box: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """Digital numbers of the substrate in the middle of a box on the sheet, (3,)."""
+    x, y, w, h = box.tolist()
+    slot = sheet.slot_of(x, y)
+    middle_x = x + int(sheet.offset_x[slot]) + w // 2
+    middle_y = y + int(sheet.offset_y[slot]) + h // 2
+    return np.asarray(background.window(middle_x, middle_y, 1, 1)[0, 0], dtype=np.float32)
+
+
 def identified(
     contrast_rgb: FloatArray, sigma_rgb: FloatArray, ladders: Sequence[Ladder], max_layers: int
-) -> tuple[Ladder, tuple[tuple[int, float], ...]]:
-    """The material with the likeliest rung, and its layer numbers with probabilities, falling.
+) -> tuple[int, tuple[tuple[int, float], ...]]:
+    """Which ladder has the likeliest rung, and its layer numbers with probabilities, falling.
 
     All materials and layer numbers are equally likely beforehand. What the probabilities lack to 1
     belongs to the other materials.
@@ -429,7 +457,7 @@ def identified(
     best = int(np.argmax(shares.max(axis=1)))
     order = np.argsort(-shares[best], kind="stable")[:_NAMED_LAYERS]
     ranked = [(int(n) + 1, float(shares[best, n])) for n in order]
-    return ladders[best], tuple(pair for pair in ranked if pair[1] > 1e-4 or pair == ranked[0])
+    return best, tuple(pair for pair in ranked if pair[1] > 1e-4 or pair == ranked[0])
 
 
 def _score(
