@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -109,10 +110,14 @@ def _number(value: float | None) -> str:
 
 def show(console: Console, name: str, rows: Sequence[Row]) -> None:
     """Print the table."""
-    table = Table(title=name, title_justify="left")
+    table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    numbers = {"value", "bar", "baseline", "n"}
     for heading in ("figure", "value", "unit", "bar", "met", "baseline", "n", "note"):
         table.add_column(
-            heading, justify="right" if heading in {"value", "bar", "baseline", "n"} else "left"
+            heading,
+            justify="right" if heading in numbers else "left",
+            no_wrap=heading != "note",
+            ratio=1 if heading == "note" else None,
         )
     for row in rows:
         sign = "<=" if row.better == "lower" else ">="
@@ -127,4 +132,5 @@ def show(console: Console, name: str, rows: Sequence[Row]) -> None:
             "" if row.n is None else str(row.n),
             row.note,
         )
-    console.print(table)
+    # Into a file or a pipe there is no screen whose width would have to be kept.
+    console.print(table, width=None if console.is_terminal else 150)

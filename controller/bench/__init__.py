@@ -47,6 +47,7 @@ BENCHES: Final = _table(
     Bench("pipeline", "stream, record and detect together, over detecting alone"),
     Bench("tour", "length of the scan's route over a lower bound"),
     Bench("search", "a whole simulated search: share of the scan-time bound, recall, positions"),
+    Bench("chips", "searches over four crystals on two oxides: recall and precision per layer"),
     Bench("crash", "kill -9 at random instants of a search, and resume: what is lost"),
 )
 
