@@ -60,11 +60,11 @@ def search(
         if seed is not None or out is not None or override:
             msg = "--resume goes on with the run's own settings: no --seed, --out or --set"
             raise typer.BadParameter(msg)
-        status = app.resume_search(resume, Console())
+        status = app.resume_search(resume, _console())
     else:
         if config is None:
             raise typer.BadParameter("name a configuration file")
-        status = app.start_search(config, Console(), seed=seed, out=out, overrides=override or ())
+        status = app.start_search(config, _console(), seed=seed, out=out, overrides=override or ())
     if status:
         raise typer.Exit(status)
 
@@ -89,7 +89,7 @@ def evaluate_flakes(
     app.evaluate_flakes(
         images,
         masks,
-        Console(),
+        _console(),
         predictions=predictions,
         pixel_size_nm=pixel_size_nm,
         materials=tuple(part.strip() for part in materials.split(",") if part.strip()),
@@ -111,7 +111,7 @@ def focus(
     ] = None,
 ) -> None:
     """Focus once where the instrument stands, in a handful of frames, and print each step."""
-    status = app.focus(config, Console(), strip=strip, overrides=override or ())
+    status = app.focus(config, _console(), strip=strip, overrides=override or ())
     if status:
         raise typer.Exit(status)
 
@@ -127,7 +127,7 @@ def bench(
     out: OutFile = None,
 ) -> None:
     """Measure the budgets on this machine and print them beside their bars."""
-    app.bench(name, Console(), quick=quick, seed=seed, out=out)
+    app.bench(name, _console(), quick=quick, seed=seed, out=out)
 
 
 @cli.command()
@@ -135,9 +135,15 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="TOML file to check and open")] = None,
 ) -> None:
     """Say what is installed, and whether a configuration's instrument opens and answers."""
-    status = app.doctor(config, Console())
+    status = app.doctor(config, _console())
     if status:
         raise typer.Exit(status)
+
+
+def _console() -> Console:
+    """What is printed on; a file or a pipe has no screen whose width would have to be kept."""
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=150)
 
 
 def main() -> None:

@@ -132,5 +132,4 @@ def show(console: Console, name: str, rows: Sequence[Row]) -> None:
             "" if row.n is None else str(row.n),
             row.note,
         )
-    # Into a file or a pipe there is no screen whose width would have to be kept.
-    console.print(table, width=None if console.is_terminal else 150)
+    console.print(table)
