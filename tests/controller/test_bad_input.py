@@ -41,7 +41,7 @@ TILES = 3
 MICROSCOPE = f"""\
 [run]
 name = "tiny"
-clock = "virtual"
+clock = "ideal"
 min_free_gib = 0.0
 
 [instrument]
@@ -79,7 +79,7 @@ max_flakes = 0
 PHOTOGRAPHS = """\
 [run]
 name = "again"
-clock = "virtual"
+clock = "ideal"
 min_free_gib = 0.0
 
 [instrument]
@@ -250,7 +250,7 @@ SETTINGS: list[tuple[str, Sequence[Edit], str, Sequence[str]]] = [
     ("unknown material", [], '[detector]\nmaterials = ["tin"]\n', ["no material 'tin'", "wse2"]),
     ("unknown on the chip", [("size_mm", 'materials = ["tin"]\nsize_mm')], "", ["'tin'", "mos2"]),
     ("wanted, not looked for", [], '[wanted]\nmaterials = ["mos2"]\n', ["'mos2'", "graphene"]),
-    ("unknown clock", [('"virtual"', '"warp"')], "", ["run.clock is 'warp'", "'virtual'"]),
+    ("unknown clock", [('"ideal"', '"warp"')], "", ["run.clock is 'warp'", "'virtual'"]),
     ("no name for a folder", [('"tiny"', '"a/b"')], "", ["run.name is 'a/b'"]),
     ("a name that Windows keeps", [('"tiny"', '"CON"')], "", ["run.name is 'CON'", "Windows"]),
     ("limits the wrong way", [("= -200.0\nx", "= 300.0\nx")], "", ["safety.x", "[300.0, 200.0]"]),
@@ -291,7 +291,7 @@ FILES: list[tuple[str, bytes | None, Sequence[str]]] = [
 
 
 @pytest.mark.parametrize(("content", "words"), [c[1:] for c in FILES], ids=[c[0] for c in FILES])
-@pytest.mark.parametrize("verb", ["search", "doctor"])
+@pytest.mark.parametrize("verb", ["search", "doctor", "focus"])
 def test_file(command, tmp_path, verb, content, words) -> None:
     path = tmp_path / "some.toml"
     if content is not None:
@@ -330,7 +330,7 @@ def test_set(command, config, tmp_path, words, said) -> None:
 
 def test_what_the_command_line_changed_holds_after_a_resume(command, config, tmp_path) -> None:
     """A comment of the user's own that looks like a change is none."""
-    path = config(("[run]", "# --set scan.max_tiles=1\n[run]"))
+    path = config(("[run]", "# --set wanted.min_area_um2=-1\n[run]"))
     ended = command("search", path, "--set", "scan.max_tiles=2", "--out", tmp_path / "runs")
     assert ended.status == 0
     run = the_run(tmp_path / "runs")
@@ -407,7 +407,7 @@ def _nowhere_taken(frame):
 MOVE_S = 3.0  # a second beside 1.5 x the move's own time, and what went before
 FRAMES_S = 4.0  # three frames of 0.51 s, and what went before
 TRIGGER_S = 4.0  # two seconds beside the exposure
-FOCUSED = [("enabled = false", "enabled = true")]
+FOCUSED = [("enabled = false", "enabled = true\nstart_sigma_um = 4.0")]
 CHIP = [('area = "limits"', 'area = "chip"')]
 WIDE = (
     "x_min_um = -200.0\nx_max_um = 200.0\ny_min_um = -200.0\ny_max_um = 200.0",
@@ -426,7 +426,7 @@ class Device:
     faults: str = ""
     edits: Sequence[Edit] = ()
     patch: Callable[[pytest.MonkeyPatch], None] | None = None
-    goes_on: bool = True  # once cured, `--resume` completes the run
+    is_cured: bool = False  # and then `--resume` completes the run
 
 
 STAGE, FOCUS, CAMERA = "simulated stage", "simulated focus", "simulated camera"
@@ -436,6 +436,7 @@ DEVICES = [
         [STAGE, "asked for", "not there after", "check the axis"],
         MOVE_S,
         fault("stage", "ignored_move"),
+        is_cured=True,
     ),
     Device(
         "stage stops half-way",
@@ -463,6 +464,7 @@ DEVICES = [
         [STAGE, "cable is out", "reconnect"],
         MOVE_S,
         fault("stage", "link_lost"),
+        is_cured=True,
     ),
     Device(
         "stage was never there",
@@ -500,6 +502,7 @@ DEVICES = [
         MOVE_S,
         fault("stage", "link_lost"),
         patch=from_call(SimulatedStage, "halt", 1, _never, 2),
+        is_cured=True,
     ),
     Device(
         "focus stays where it is",
@@ -508,7 +511,11 @@ DEVICES = [
         fault("focus", "ignored_move"),
     ),
     Device(
-        "focus moves for ever", [FOCUS, "last state Moving"], MOVE_S, fault("focus", "stuck_moving")
+        "focus moves for ever",
+        [FOCUS, "last state Moving"],
+        MOVE_S,
+        fault("focus", "stuck_moving"),
+        is_cured=True,
     ),
     Device(
         "focus never says", [FOCUS, "last state Unknown"], MOVE_S, fault("focus", "unknown_state")
@@ -532,6 +539,7 @@ DEVICES = [
         MOVE_S,
         fault("turret", "refused", "at_call = 1"),
         [("tiles = 3", 'tiles = 3\nobjective = "10x"')],
+        is_cured=True,
     ),
     Device(
         "turret's link is lost",
@@ -553,6 +561,7 @@ DEVICES = [
         [CAMERA, "3 frames in a row", "did not come within 0.51 s", "check the camera"],
         FRAMES_S,
         fault("camera", "stopped"),
+        is_cured=True,
     ),
     Device(
         "camera drops all",
@@ -565,6 +574,7 @@ DEVICES = [
         [CAMERA, "shape (120, 320, 3)", "promised (240, 320)"],
         FRAMES_S,
         fault("camera", "wrong_size", "at_call = 1\ncalls = 99"),
+        is_cured=True,
     ),
     Device(
         "camera changes its depth",
@@ -593,19 +603,20 @@ DEVICES = [
         [CAMERA, "exposure did not end within 2.01 s"],
         TRIGGER_S,
         patch=from_call(SoftwareCamera, "trigger", 2, _never),
+        is_cured=True,
     ),
     Device(
         "exposure beyond the camera",
         [CAMERA, "20.0 s", "possible: 0.0001 to 10.0 s"],
         FRAMES_S,
         edits=[("[camera]", "[camera]\nexposure_s = 20.0")],
-        goes_on=False,
     ),
     Device(
         "all saturated",
         ["saturated", "camera.exposure_s", "lamp"],
         FRAMES_S,
         fault("camera", "saturated", "at_call = 1\ncalls = 99"),
+        is_cured=True,
     ),
     Device(
         "many saturated",
@@ -619,7 +630,6 @@ DEVICES = [
         ["all 3 tiles were black", "lamp, shutter", "new run"],
         FRAMES_S,
         fault("camera", "black", "at_call = 1\ncalls = 99"),
-        goes_on=False,
     ),
     Device(
         "black while focusing",
@@ -633,7 +643,6 @@ DEVICES = [
         ["no focus at 5 places"],
         60.0,
         edits=[*FOCUSED, EMPTY],
-        goes_on=False,
     ),
     Device(
         "no chip",
@@ -644,7 +653,6 @@ DEVICES = [
             ("seed = 5\nsize", "seed = 5\ncentre_um = [40000.0, 0.0]\nsize"),
             WIDE,
         ],
-        goes_on=False,
     ),
     Device(
         "a plan without end",
@@ -654,14 +662,12 @@ DEVICES = [
             ("x_max_um = 200.0", "x_max_um = 60000.0"),
             ("y_max_um = 200.0", "y_max_um = 60000.0"),
         ],
-        goes_on=False,
     ),
     Device(
         "no room for a tile",
         ["no tile fits"],
         1.0,
         edits=[("tiles = 3", "tiles = 3\nedge_margin_um = 300.0")],
-        goes_on=False,
     ),
 ]
 
@@ -684,7 +690,7 @@ def test_device(command, config, tmp_path, monkeypatch, case) -> None:
     assert finished.frames_unaccounted == 0
     is_safe(ended.microscopes[0])
     is_whole(run)
-    if case.goes_on:
+    if case.is_cured:
         settings = run / "settings.toml"
         settings.write_text(settings.read_text(encoding="utf-8").partition(NO_FAULT)[0])
         assert command("search", "--resume", run).status == 0
