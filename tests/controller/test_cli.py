@@ -1,0 +1,294 @@
+"""The command line: every command explains itself, takes what it says, and says what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from controller import app, cli
+from controller.errors import BadSettings, SearchFailed, UnsafeCommand
+from controller.figures import Row
+from controller.record.rundir import BadRecord, NotARun
+from drivers.errors import LinkLost
+from inference.api import BadImage
+
+COMMANDS = ["search", "focus", "evaluate", "evaluate flakes", "bench", "doctor"]
+MICROSCOPE = """\
+[run]
+clock = "ideal"
+
+[instrument]
+driver = "simulated_optical"
+
+[instrument.camera]
+width_px = 320
+height_px = 240
+
+[instrument.chip]
+size_mm = [0.5, 0.5]
+"""
+
+
+def called(*words: object) -> Result:
+    """As in a shell, but for what `main` makes of errors: those stay in `result.exception`."""
+    return CliRunner().invoke(cli.cli, [str(word) for word in words], env={"COLUMNS": "200"})
+
+
+def plain(result: Result) -> str:
+    """All that was printed, without colours, frames and line breaks."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─┃━┏┓┗┛┡┩└┘┴┳╇┤├]", " ", result.output)
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command) -> None:
+    result = called(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_help_names_every_command_and_what_it_does() -> None:
+    said = plain(called("--help"))
+    for word in ("search", "evaluate", "bench", "doctor", "Search a chip for flakes"):
+        assert word in said
+    options = plain(called("search", "--help"))
+    for word in ("--resume", "--seed", "--out", "--set", "KEY=VALUE"):
+        assert word in options
+
+
+REFUSED: list[tuple[list[str], list[str]]] = [
+    ([], ["Usage:"]),
+    (["frob"], ["No such command 'frob'"]),
+    (["search"], ["configuration file", "--resume"]),
+    (["search", "--frob"], ["No such option", "--frob"]),
+    (["search", "a.toml", "--resume", "run"], ["not both"]),
+    (["search", "--resume", "run", "--seed", "3"], ["run's own settings", "--seed"]),
+    (["search", "--resume", "run", "--out", "x"], ["run's own settings", "--out"]),
+    (["search", "--resume", "run", "--set", "a=1"], ["run's own settings", "--set"]),
+    (["search", "a.toml", "--seed", "many"], ["--seed", "valid integer"]),
+    (["search", "a.toml", "b.toml"], ["unexpected extra argument"]),
+    (["evaluate"], ["Usage:"]),
+    (["evaluate", "flakes"], ["Missing option", "--images"]),
+    (["evaluate", "flakes", "--images", "x"], ["Missing option", "--masks"]),
+    (
+        ["evaluate", "flakes", "--images", "x", "--masks", "y", "--pixel-size-nm", "0"],
+        ["--pixel-size-nm", "Invalid value"],
+    ),
+    (
+        ["evaluate", "flakes", "--images", "x", "--masks", "y", "--oxide-nm", "5000"],
+        ["--oxide-nm", "Invalid value"],
+    ),
+    (["bench"], ["Missing argument", "name"]),
+    (["bench", "all", "--seed", "x"], ["--seed", "valid integer"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED, ids=[" ".join(r[0]) or "-" for r in REFUSED])
+def test_refused(words, said) -> None:
+    result = called(*words)
+    assert result.exit_code == 2
+    for word in said:
+        assert word in plain(result)
+
+
+def test_arguments_reach_the_search(monkeypatch, tmp_path) -> None:
+    asked = []
+    monkeypatch.setattr(app, "start_search", lambda *a, **k: asked.append((a, k)) or 0)
+    monkeypatch.setattr(app, "resume_search", lambda *a: asked.append(a) or 0)
+    words = ["--seed", "7", "--out", tmp_path, "--set", "a.b=1", "--set", "c='x y'"]
+    assert called("search", "some.toml", *words).exit_code == 0
+    assert called("search", "--resume", tmp_path).exit_code == 0
+    (config, _), options = asked[0]
+    assert config == Path("some.toml")
+    assert options == {"seed": 7, "out": tmp_path, "overrides": ["a.b=1", "c='x y'"]}
+    assert asked[1][0] == tmp_path
+
+
+@pytest.mark.parametrize("status", [0, 1, 130])
+def test_the_search_decides_the_exit_status(monkeypatch, status) -> None:
+    monkeypatch.setattr(app, "start_search", lambda *_, **__: status)
+    assert called("search", "some.toml").exit_code == status
+
+
+ERRORS: list[tuple[Exception, int]] = [
+    (BadSettings("a.toml", "scan.max_tiles", 0, "a number >= 1"), 2),
+    (NotARun("runs/x", "there is no such folder"), 2),
+    (BadRecord("runs/x", "is damaged"), 1),
+    (SearchFailed("no focus at 5 places"), 1),
+    (UnsafeCommand("MoveStage", "envelope", "x = 1e9 um"), 1),
+    (LinkLost("stage", "the cable is out"), 1),
+    (BadImage("need at least 64 x 64 px"), 1),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS, ids=lambda v: type(v).__name__)
+def test_an_error_is_one_line_and_a_status(monkeypatch, capsys, error, status) -> None:
+    def fails(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(app, "start_search", fails)
+    monkeypatch.setattr("sys.argv", ["scopeloop", "search", "some.toml"])
+    error.add_note("and something [red]else[/]\non two lines")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == status
+    assert said.err == f"error: {error}; and something [red]else[/] on two lines\n"
+
+
+def test_a_mistake_in_the_program_is_not_hidden(monkeypatch) -> None:
+    monkeypatch.setattr(app, "start_search", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("sys.argv", ["scopeloop", "search", "some.toml"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+# --- doctor -------------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_is_installed() -> None:
+    said = plain(called("doctor"))
+    for word in ("python", "numpy", "zarr", "cores", "free disk here"):
+        assert word in said
+
+
+def test_doctor_asks_every_device(tmp_path) -> None:
+    (tmp_path / "a.toml").write_text(MICROSCOPE)
+    result = called("doctor", tmp_path / "a.toml")
+    assert result.exit_code == 0
+    said = plain(result)
+    assert "settings are sound" in said
+    for word in ("simulated stage", "simulated focus", "simulated turret", "simulated camera"):
+        assert word in said
+    assert "frame 0, (240, 320, 3) uint8" in said
+    assert "20x" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["a.toml"]
+
+
+SICK = [
+    ("stage", "link_lost", "at_s = 0.0", "stage: no answer"),
+    ("focus", "link_lost", "at_s = 0.0", "focus: no answer"),
+    ("turret", "link_lost", "at_s = 0.0", "turret: no answer"),
+    ("camera", "refused", "at_call = 1", "camera: the controller answered no"),
+    ("camera", "stopped", "at_s = 0.0", "simulated camera: asked, and nothing came within 8 s"),
+    ("camera", "dropped", "at_call = 1", "simulated camera: asked, and nothing came within 8 s"),
+]
+
+
+@pytest.mark.parametrize(("device", "kind", "when", "words"), SICK)
+def test_doctor_names_the_sick_device(tmp_path, device, kind, when, words) -> None:
+    fault = f'\n[[instrument.faults]]\ndevice = "{device}"\nkind = "{kind}"\n{when}\n'
+    (tmp_path / "a.toml").write_text(MICROSCOPE + fault)
+    result = called("doctor", tmp_path / "a.toml")
+    assert words in str(result.exception)
+
+
+# --- bench --------------------------------------------------------------------------------------
+
+
+def test_bench_list() -> None:
+    result = called("bench", "list")
+    assert result.exit_code == 0
+    assert "frames" in result.output
+
+
+def test_bench_unknown() -> None:
+    error = called("bench", "nope").exception
+    assert isinstance(error, BadSettings)
+    assert "'nope'" in str(error)
+    assert "frames" in str(error)
+
+
+@pytest.fixture
+def quick_bench(monkeypatch):
+    asked = []
+
+    def run(name: str, *, quick: bool, seed: int) -> list[Row]:
+        asked.append((name, quick, seed))
+        return [Row(f"{name} p50", 12.5, "us", bar=100.0, better="lower", n=10)]
+
+    monkeypatch.setattr("controller.bench.run_bench", run)
+    return asked
+
+
+def test_bench_prints_and_writes(quick_bench, tmp_path) -> None:
+    out = tmp_path / "new" / "figures.json"
+    result = called("bench", "frames", "--quick", "--seed", 4, "--out", out)
+    assert result.exit_code == 0
+    assert quick_bench == [("frames", True, 4)]
+    assert "frames p50" in result.output
+    written = json.loads(out.read_text())
+    assert (written["name"], written["seed"]) == ("frames", 4)
+    assert written["rows"][0]["met"] is True
+
+
+def test_bench_out_that_cannot_be_written(quick_bench, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    error = called("bench", "frames", "--out", tmp_path / "file" / "x.json").exception
+    assert isinstance(error, BadRecord)
+    assert "x.json" in str(error)
+    assert "cannot be written" in str(error)
+
+
+# --- evaluate -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flakes(tmp_path) -> tuple[Path, Path]:
+    """Two photographs of substrate with one flake each, and where the flakes are."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    noise = np.random.default_rng(1).integers(0, 4, (128, 160, 3))
+    for number in range(2):
+        picture = (np.array([150, 120, 140]) + noise).astype(np.uint8)
+        picture[40:80, 50:90] -= np.array([10, 8, 2], np.uint8)
+        labels = np.zeros(picture.shape[:2], np.uint8)
+        labels[40:80, 50:90] = 1
+        cv2.imwrite(str(images / f"{number}.png"), picture)
+        cv2.imwrite(str(masks / f"{number}.png"), labels)
+    return images, masks
+
+
+def test_evaluate_a_programs_own_masks(flakes, tmp_path) -> None:
+    images, masks = flakes
+    out = tmp_path / "score.json"
+    words = ["--images", images, "--masks", masks, "--predictions", masks, "--out", out]
+    result = called("evaluate", "flakes", *words)
+    assert result.exit_code == 0
+    assert "ap50" in result.output
+    rows = {row["name"]: row["value"] for row in json.loads(out.read_text())["rows"]}
+    assert (rows["ap50"], rows["precision"], rows["recall"]) == (1.0, 1.0, 1.0)
+
+
+BAD_FOLDERS = [
+    (["--images", "nope", "--masks", "masks"], ["nope", "no such folder"]),
+    (["--images", "empty", "--masks", "masks"], ["empty", "no images"]),
+    (["--images", "images", "--masks", "nope"], ["nope", "neither a folder"]),
+    (["--images", "images", "--masks", "empty"], ["empty", "0.png"]),
+    (["--images", "images", "--masks", "masks", "--predictions", "empty"], ["empty", "0.png"]),
+    (["--images", "images", "--masks", "masks", "--materials", "tin"], ["'tin'", "graphene"]),
+    (["--images", "images", "--masks", "masks", "--materials", ","], ["materials", "at least 1"]),
+    (["--images", "images", "--masks", "masks", "--oxide-nm", "5"], ["oxide_nm is 5.0", ">= 10"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD_FOLDERS, ids=[" ".join(b[0]) for b in BAD_FOLDERS])
+def test_evaluate_refuses(flakes, tmp_path, monkeypatch, words, said) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    error = str(called("evaluate", "flakes", *words).exception)
+    for word in said:
+        assert word in error
+
+
+def test_evaluate_names_the_damaged_file(flakes) -> None:
+    images, masks = flakes
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:60])
+    error = called("evaluate", "flakes", "--images", images, "--masks", masks).exception
+    assert isinstance(error, BadImage)
+    assert str(images / "1.png") in str(error)
