@@ -235,7 +235,7 @@ def _wave_grid_px(
     reach_nm = rays_nm + _airy_radii_nm(beam)
     radius_px = math.ceil(reach_nm / pixel_size_nm)
     side = math.ceil((2 * radius_px + 1) * parts * _WINDOW_RATIO)
-    return cv2.getOptimalDFTSize(side), parts
+    return cv2.getOptimalDFTSize(min(side, 2 * _WAVE_GRID_PX)), parts  # beyond it is not used
 
 
 def _wave_transfer(

@@ -254,3 +254,18 @@ def test_the_reach_holds_the_current():
         spread = probe.point_spread(4.0, 256)
         inside = spread[128 - reach : 129 + reach, 128 - reach : 129 + reach].sum()
         assert inside == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("beam", "defocus_um", "pixel_nm"),
+    [
+        (BeamSettings(), 1e6, 5.0),
+        (BeamSettings(convergence_mrad=60.0, spherical_mm=1_000.0), 100.0, 1.0),
+        (BeamSettings(voltage_kv=0.1, convergence_mrad=0.05), 10.0, 1.0),
+        (BeamSettings(), 0.0, 1e6),
+    ],
+)
+def test_absurd_beams_are_no_error(beam, defocus_um, pixel_nm):
+    found = Probe(beam, defocus_um, 5.0, 5.0).transfer(pixel_nm, (48, 48))
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() <= 1.001
