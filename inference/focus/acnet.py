@@ -34,6 +34,7 @@ from inference.focus.api import (
 )
 from inference.focus.posterior import Prior, believe, best_bracket_dof
 
+_COARSE_DOF = 40.0  # a range beyond this begins in the wide field
 _LOCATED_DOF = 5.0  # sigma at which the fine field takes over from the wide
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
 
@@ -54,7 +55,7 @@ class Limits:
     most_stig_sigma_dof: float = 0.25
     least_evidence: float = 8.0  # log-likelihood over "no focus"
     least_presence: float = 5.0  # of the frame that shows most, in standard deviations of noise
-    most_misfit: float = 3.0
+    most_misfit: float = 6.0
     has_stigmator: bool = False
 
 
@@ -93,7 +94,8 @@ class ACNet:
         belief = believe(usable, prior)
         out_of_frames = len(views) >= self._frames_allowed(views, belief)
         last = views[-1]
-        if self._is_verification(views, belief):
+        was_verified = self._is_verification(views, belief)
+        if was_verified:
             refusal = self._disappointment(usable, belief)
             if not refusal:
                 return Done(self._target(belief, start), belief, _remark(views))
@@ -106,7 +108,7 @@ class ACNet:
             if len(views) >= 6:
                 return GiveUp(start, belief, "nothing in the field stands out of the noise")
             return self._search(views, belief)
-        if self._is_sure(usable, belief) and last.command.field_ratio == 1.0:
+        if self._is_sure(usable, belief) and not was_verified and last.command.field_ratio == 1.0:
             return self._bounded(self._target(belief, start), "verify", views, belief)
         return self._bracket(usable, views, belief)
 
@@ -171,7 +173,13 @@ class ACNet:
         above, below = sum(d > 0.3 * distance for d in near), sum(d < -0.3 * distance for d in near)
         middle = float(np.mean([v.command.z_dof for v in wide]))
         side = math.copysign(1.0, belief.z_dof - middle if above == below else below - above)
-        command = replace(views[0].command, z_dof=belief.z_dof + side * distance, field_ratio=ratio)
+        low, high = self._range(views)
+        taken = np.array([v.command.z_dof for v in wide])
+        for offset in (side, -side, 0.5 * side, -0.5 * side):
+            z_dof = belief.z_dof + offset * distance
+            if low <= z_dof <= high and np.abs(taken - z_dof).min() > ratio:
+                break
+        command = replace(views[0].command, z_dof=z_dof, field_ratio=ratio)
         return self._bounded(command, "wide bracket", views, belief)
 
     def _search(self, views: Sequence[FocusView], belief: FocusBelief) -> NextStep:
@@ -187,34 +195,46 @@ class ACNet:
         return self._bounded(command, "search", views, belief)
 
     def _wants_wide(self, first: FocusView) -> bool:
-        if self.limits.wide_ratio <= 1.0 or self.prior.range_dof <= 40.0:
+        if self.limits.wide_ratio <= 1.0 or self.prior.range_dof <= _COARSE_DOF:
             return False
         if not first.in_distribution or first.reason:
             return True
         return first.defocus_dof + 2.0 * first.defocus_sigma_dof > 25.0
 
     def _is_sure(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
-        """Sigmas small enough, and frames on both sides of focus, about equally far."""
+        """Sigmas small enough, and frames on both sides of focus, about equally far.
+
+        With a stigmator the bracket has to be seen with most of the astigmatism gone: what an
+        error of scale leaves grows with it.
+        """
         if belief.sigma_dof > self.limits.most_sigma_dof:
             return False
         if self.limits.has_stigmator and belief.stig_sigma_dof > self.limits.most_stig_sigma_dof:
             return False
-        fine = [v.command.z_dof - belief.z_dof for v in views if v.command.field_ratio == 1.0]
-        above = [d for d in fine if d >= 2.0]
-        below = [-d for d in fine if d <= -2.0]
-        reach = 10.0
-        return any(0.5 < a / b < 2.0 and max(a, b) < reach for a in above for b in below)
+        above: list[float] = []
+        below: list[float] = []
+        for view in views:
+            command = view.command
+            if command.field_ratio != 1.0 or self._stig_off_dof(command, belief) > 1.5:
+                continue
+            off = command.z_dof - belief.z_dof
+            if abs(off) >= 2.0:
+                (above if off > 0 else below).append(abs(off))
+        return any(0.5 < a / b < 2.0 and max(a, b) < 10.0 for a in above for b in below)
+
+    def _stig_off_dof(self, command: FocusCommand, belief: FocusBelief) -> float:
+        if not self.limits.has_stigmator:
+            return 0.0
+        return math.hypot(
+            command.stig_x_dof - belief.stig_x_dof, command.stig_y_dof - belief.stig_y_dof
+        )
 
     def _is_verification(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
         """Whether the last frame lies where focus is believed to be, and all is known."""
         last = views[-1].command
         if last.field_ratio != 1.0 or not self._is_sure(views[:-1], belief):
             return False
-        off = abs(last.z_dof - belief.z_dof)
-        if self.limits.has_stigmator:
-            off = math.hypot(
-                off, last.stig_x_dof - belief.stig_x_dof, last.stig_y_dof - belief.stig_y_dof
-            )
+        off = math.hypot(last.z_dof - belief.z_dof, self._stig_off_dof(last, belief))
         return off <= 0.6
 
     def _disappointment(self, views: Sequence[FocusView], belief: FocusBelief) -> str:
@@ -256,7 +276,9 @@ class ACNet:
         near = [
             v.command.z_dof - z
             for v in usable
-            if v.command.field_ratio == 1.0 and abs(v.command.z_dof - z) < 2.5 * distance
+            if v.command.field_ratio == 1.0
+            and abs(v.command.z_dof - z) < 2.5 * distance
+            and self._stig_off_dof(v.command, belief) < 3.0
         ]
         above = sum(d > 0.4 * distance for d in near)
         below = sum(d < -0.4 * distance for d in near)
@@ -280,6 +302,16 @@ class ACNet:
                     break
         return self._bounded(command, "bracket", views, belief)
 
+    def _range(self, views: Sequence[FocusView]) -> tuple[float, float]:
+        """Commands that may be asked for: the limits, and no further out than a bracket needs."""
+        first = views[0].command.z_dof
+        is_coarse = self.prior.range_dof > _COARSE_DOF
+        beyond = self.limits.most_bracket_dof * (2.0 if is_coarse else 1.0)
+        reach = self.prior.range_dof + beyond
+        return max(self.limits.lowest_z_dof, first - reach), min(
+            self.limits.highest_z_dof, first + reach
+        )
+
     def _bounded(
         self,
         command: FocusCommand,
@@ -288,9 +320,7 @@ class ACNet:
         belief: FocusBelief | None,
     ) -> NextStep:
         """Keep a step within the limits: the other side of focus, or nearer, or not at all."""
-        reach = self.prior.range_dof + self.limits.least_bracket_dof
-        low = max(self.limits.lowest_z_dof, views[0].command.z_dof - reach)
-        high = min(self.limits.highest_z_dof, views[0].command.z_dof + reach)
+        low, high = self._range(views)
         if low <= command.z_dof <= high:
             return Measure(command, purpose)
         start = replace(views[0].command, field_ratio=1.0)

@@ -42,8 +42,8 @@ def table(stride: int = 1) -> npt.NDArray[np.float32]:
         for low, high in itertools.pairwise(edges):
             fine = np.linspace(low, high, 17)[:, None] + np.array([-1.2, 0.0, 1.2]) / SIDE_PX
             weight = (fine[:, 1:2] ** -1.0) * np.array([0.25, 0.5, 0.25])  # f df times f^-2
-            transfer = _transfer(shape, np.abs(fine)[:, :, None], radii)
-            kept = (weight[:, :, None] * transfer**2).sum(axis=(0, 1)) / weight.sum()
+            passed = transfer(shape, np.abs(fine)[:, :, None], radii)
+            kept = (weight[:, :, None] * passed**2).sum(axis=(0, 1)) / weight.sum()
             rows.append(kept)
         tables.append(np.array(rows))
     # No spot is dark for ever: scattered electrons and lens errors keep a little.
@@ -59,9 +59,10 @@ def radius_steps(radius_px: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return steps
 
 
-def _transfer(
+def transfer(
     shape: str, f_cyc_px: npt.NDArray[np.float64], radius_px: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
+    """Transfer of one shape at frequencies and radii that broadcast; signed where lobes are."""
     x = f_cyc_px * radius_px
     match shape:
         case "gauss":

@@ -57,7 +57,7 @@ class Prior:
     gain_log_sd: float = 0.15  # of the power, frame to frame
     spectrum_log_sd: float = 2.5
     temperature: float = 1.2
-    sector_temperature: float = 2.5
+    sector_temperature: float = 1.8
     model_log_sd: float = 0.06
     least_sigma_dof: float = 0.05  # lens errors that no frame tells, in the best of cases
 
@@ -80,15 +80,24 @@ class _Data:
 
 
 def believe(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
-    """Sum up all frames; with `prior.astigmatism_dof` > 0 the stigmator's error too."""
+    """Sum up all frames; with `prior.astigmatism_dof` > 0 the stigmator's error too.
+
+    The last few answers are kept: a history that grows by one frame starts from what it believed.
+    """
     if not views:
         message = "at least one frame is needed"
         raise ValueError(message)
-    views = coadded(views)
-    round_belief = believe_round(views, prior)
+    return _believed(tuple(views), prior)
+
+
+@functools.lru_cache(maxsize=32)
+def _believed(views: tuple[FocusView, ...], prior: Prior) -> FocusBelief:
+    summed = coadded(views)
+    round_belief = believe_round(summed, prior)
     if prior.astigmatism_dof <= 0 or len(views) < 2:
         return round_belief
-    return believe_astigmatic(views, prior, round_belief)
+    before = _believed(views[:-1], prior) if len(views) > 2 else None
+    return believe_astigmatic(summed, prior, round_belief, before)
 
 
 def coadded(views: Sequence[FocusView]) -> list[FocusView]:
@@ -162,11 +171,19 @@ def believe_round(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
     )
 
 
-def believe_astigmatic(views: Sequence[FocusView], prior: Prior, start: FocusBelief) -> FocusBelief:
-    """Posterior over focus and the stigmator's two errors, by a population of candidates."""
+def believe_astigmatic(
+    views: Sequence[FocusView],
+    prior: Prior,
+    start: FocusBelief,
+    before: FocusBelief | None = None,
+) -> FocusBelief:
+    """Posterior over focus and the stigmator's two errors, by a population of candidates.
+
+    start: of the same frames, without astigmatism; before: of all frames but the last.
+    """
     data = _sectors(views)
     first = views[0].command
-    population = _first_population(views, prior, start)
+    population = _first_population(views, prior, start, before)
     log_target, misfit = _of_candidates(data, population, prior, first.z_dof)
     log_proposal: F64 = np.zeros(len(population.point))
     heat = _heat(log_target, log_proposal, math.inf)
@@ -458,6 +475,7 @@ def _summary(grid: F64, log_post: F64) -> tuple[float, float]:
 
 _FIRST = 768
 _MEMBERS = 512
+_CLOSE = 0.25  # of the wide kernel's size
 _LEAST_ROUNDS = 3
 _MOST_ROUNDS = 10
 _LEAST_EFFECTIVE = 48.0  # members that share the weight, while the temperature falls
@@ -475,8 +493,10 @@ def _numbers(round_: int, n: int) -> F64:
     return np.random.default_rng([20_041, round_]).random((n, 8))
 
 
-def _first_population(views: Sequence[FocusView], prior: Prior, start: FocusBelief) -> _Population:
-    """Draw around what four directions say for themselves, and a few from the whole range."""
+def _first_population(
+    views: Sequence[FocusView], prior: Prior, start: FocusBelief, before: FocusBelief | None
+) -> _Population:
+    """Draw around the last belief and what four directions say, and a few from the whole range."""
     first = views[0].command
     u = _numbers(0, _FIRST)
     normal = np.sqrt(-2.0 * np.log(u[:, 1:5:2] + 1e-12))
@@ -486,6 +506,12 @@ def _first_population(views: Sequence[FocusView], prior: Prior, start: FocusBeli
     point = np.empty((_FIRST, 4))
     wideness = np.where(u[:, 0] < 0.5, 1.0, 3.0)[:, None]
     point[:, :3] = mean + gauss[:, :3] * sd * wideness
+    if before is not None:
+        again = u[:, 7] < 0.4
+        last = np.array([before.z_dof, before.stig_x_dof, before.stig_y_dof])
+        stig_sd = 0.7 * before.stig_sigma_dof
+        spread_again = 1.5 * np.array([before.sigma_dof, stig_sd, stig_sd]) * wideness
+        point[again, :3] = (last + gauss[:, :3] * spread_again)[again]
     anywhere = u[:, 0] > 0.85
     spread = math.hypot(2.0 * start.sigma_dof, 0.7 * prior.astigmatism_dof) + 1.0
     amount = 1.1 * prior.astigmatism_dof * u[:, 3]
@@ -588,10 +614,12 @@ def _redrawn(population: _Population, weight: F64, round_: int) -> tuple[_Popula
     centre = population.point[parent]
     spread = np.cov(population.point.T, aweights=weight) * 0.35 + np.diag([1e-5, 1e-5, 1e-5, 1e-5])
     root = np.linalg.cholesky(spread)
+    # Half of the draws stay close: the peak may be far narrower than where its rivals lie.
+    reach = np.where(np.arange(_MEMBERS) % 2 == 0, 1.0, _CLOSE)[:, None]
     normal = np.sqrt(-2.0 * np.log(u[:, 1:5:2] + 1e-12))
     turn = 2.0 * math.pi * u[:, 2:6:2]
     gauss = np.column_stack([normal * np.cos(turn), normal * np.sin(turn)])
-    point = centre + gauss @ root.T
+    point = centre + reach * (gauss @ root.T)
     stay = u[:, 6] < 0.85
     free = np.minimum((u[:, 7] * len(blur.SHAPES)).astype(np.intp), len(blur.SHAPES) - 1)
     shape = np.where(stay, population.shape[parent], free)
@@ -607,7 +635,9 @@ def _redrawn(population: _Population, weight: F64, round_: int) -> tuple[_Popula
     )
     same = shape[:, None] == population.shape[heavy][None, :]
     kind = 0.15 / len(blur.SHAPES) + 0.85 * same
-    density = (np.exp(-0.5 * np.maximum(apart, 0.0)) * kind) @ weight[heavy]
+    apart = np.maximum(apart, 0.0)
+    kernel = np.exp(-0.5 * apart) + np.exp(-0.5 / _CLOSE**2 * apart) / _CLOSE**4
+    density = (kernel * kind) @ weight[heavy]
     return _Population(point, shape), np.log(density + 1e-300)
 
 
