@@ -9,6 +9,7 @@ A missed bar is a row, not an error.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 VERSIONS_OF = ("scopeloop", "numpy", "opencv-python-headless", "zarr", "pydantic")
@@ -84,6 +86,9 @@ def as_json(name: str, rows: Sequence[Row], seed: int | None) -> dict[str, Any]:
     for row in rows:
         fields = asdict(row)
         fields["met"] = row.met
+        for key in ("value", "bar", "baseline"):  # JSON knows no NaN and no infinity
+            number = fields[key]
+            fields[key] = number if number is None or math.isfinite(number) else None
         listed.append(fields)
     return {
         "name": name,
@@ -103,6 +108,8 @@ def write_json(path: Path, name: str, rows: Sequence[Row], seed: int | None) -> 
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
+    if not math.isfinite(value):
+        return str(value)
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.4g}"
@@ -130,6 +137,6 @@ def show(console: Console, name: str, rows: Sequence[Row]) -> None:
             met,
             "" if row.baseline is None else _number(row.baseline),
             "" if row.n is None else str(row.n),
-            row.note,
+            escape(row.note),
         )
     console.print(table)
