@@ -39,6 +39,7 @@ _CELL_PX = 8  # of the half-size image; candidates are boxed in these cells
 _ARC_BINS = 600
 _ARC_BIN = 0.005  # contrast units per bin along the ladder
 _KERNEL3 = np.ones((3, 3), dtype=np.uint8)
+_KERNEL5 = np.ones((5, 5), dtype=np.uint8)
 _KERNEL9 = np.ones((9, 9), dtype=np.uint8)
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -98,6 +99,7 @@ class Terraces:
     flat_px: npt.NDArray[np.int32]  # core pixels
     contrast_rgb: FloatImage  # (n, 3) median over the inner pixels
     spread: npt.NDArray[np.float32]  # (n,) mean over channels of the inner pixels' robust sigma
+    evenness: npt.NDArray[np.float32]  # (n,) share of the px away from the border that are flat
     saturated_px: npt.NDArray[np.int32]
     noise: float  # the substrate's own sigma on this sheet
 
@@ -572,6 +574,7 @@ def _measured(
     flat_here = is_flat.ravel()[where]
     inner = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, _KERNEL3).ravel()[where] == 0
     calm = inner & flat_here
+    deep = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, _KERNEL5).ravel()[where] == 0
 
     def counted(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
         return np.bincount(owner[chosen], minlength=count + 1)[1:].astype(np.int32)
@@ -579,6 +582,7 @@ def _measured(
     area = np.bincount(owner, minlength=count + 1)[1:].astype(np.int32)
     flat = counted(flat_here)
     saturated = counted(sheet.saturated.ravel()[where])
+    evenness = (counted(deep & flat_here) + 1.0) / (counted(deep) + 1.0)
     # Where next to nothing of a region is flat, its inner pixels have to do.
     poor = np.r_[False, counted(calm) < 20]
     ys, xs = np.divmod(where, labels.shape[1])
@@ -601,6 +605,7 @@ def _measured(
         flat_px=flat,
         contrast_rgb=median,
         spread=spread,
+        evenness=evenness.astype(np.float32),
         saturated_px=saturated,
         noise=noise,
     )
