@@ -57,6 +57,7 @@ FloatArray = npt.NDArray[np.float32]
 _UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
 _UNCALIBRATED_SLACK = 0.75
 _CORRELATED_PX = 8.0  # neighbouring px that the median filter makes say the same
+_THICK_RUNGS = 3.0
 _FULL_SHARE = 0.97  # of full scale: a channel there may have been cut off
 _NAMED_LAYERS = 6  # layer numbers that an answer names at most
 _DARK_CONTRAST = -0.65  # in every channel: no light comes back, as beyond the chip's edge
@@ -368,7 +369,8 @@ def _detections(
     slack = 1.0 + _UNCALIBRATED_SLACK * doubt
     size = np.linalg.norm(contrast, axis=1)
     tolerance = slack * (settings.off_ladder_max + settings.off_ladder_relative * size)
-    fits = (distance < tolerance) & (thickness > 0.5) & (thickness < settings.max_layers + 0.5)
+    is_near = (distance < tolerance) & (thickness > 0.5)
+    fits = is_near & (thickness < settings.max_layers + 0.5)
     keep = (
         (terraces.area_px >= min_area_px)
         & fits.any(axis=0)
@@ -384,11 +386,11 @@ def _detections(
         independent = max(float(terraces.inner_px[k]) / _CORRELATED_PX, 1.0)
         noise = 1.25 * float(terraces.spread[k]) / np.sqrt(independent)
         sigma = np.hypot(systematic, noise).astype(np.float32)
-        fitting = np.flatnonzero(fits[:, k]).tolist()
+        near = np.flatnonzero(is_near[:, k]).tolist()
         best, ranked = identified(
-            contrast[k], sigma, [ladders[n][k] for n in fitting], settings.max_layers
+            contrast[k], sigma, [ladders[n][k] for n in near], settings.max_layers
         )
-        number = fitting[best]
+        number = near[best]
         ladder = ladders[number][k]
         off_ladder = float(distance[number, k])
         score = _score(
@@ -447,15 +449,22 @@ def identified(
 ) -> tuple[int, tuple[tuple[int, float], ...]]:
     """Which ladder has the likeliest rung, and its layer numbers with probabilities, falling.
 
-    All materials and layer numbers are equally likely beforehand. What the probabilities lack to 1
-    belongs to the other materials.
+    All materials and layer numbers up to `max_layers` are equally likely beforehand, and a thicker
+    crystal as likely as three of them together. What the probabilities lack to 1 belongs to the
+    other materials and to thick crystals that happen to have this colour.
     """
-    logs = np.stack(
-        [ladder.log_likelihoods(contrast_rgb, sigma_rgb, max_layers) for ladder in ladders]
-    )
-    likelihood = np.exp(logs - logs.max())
-    shares = likelihood / likelihood.sum()
+    thin, thick = [], 0.0
+    for ladder in ladders:
+        every = int(ladder.thickness_layers[-1])
+        logs = ladder.log_likelihoods(contrast_rgb, sigma_rgb, max(every, max_layers))
+        # Relative to a perfect fit, but never all zero.
+        likelihood = np.exp(np.maximum(logs, -80.0))
+        thin.append(likelihood[:max_layers])
+        if every > max_layers:
+            thick += _THICK_RUNGS * float(likelihood[max_layers:].mean())
+    shares = np.stack(thin)
     best = int(np.argmax(shares.max(axis=1)))
+    shares = shares / (shares.sum() + thick)
     order = np.argsort(-shares[best], kind="stable")[:_NAMED_LAYERS]
     ranked = [(int(n) + 1, float(shares[best, n])) for n in order]
     return best, tuple(pair for pair in ranked if pair[1] > 1e-4 or pair == ranked[0])

@@ -159,7 +159,7 @@ def test_a_crack_parts_and_a_narrow_dent_does_not():
     assert len(detected(cracked).detections) == 2
     dented = Scene()
     dented.box(200, 120, 90, 60, contrast(3))
-    dented.box(244, 115, 3, 30, 0.0)
+    dented.box(244, 115, 3, 48, 0.0)
     (flake,) = detected(dented).detections
     assert flake.layers == 3
 
@@ -231,6 +231,46 @@ def test_each_flake_gets_its_own_material():
     settings = DetectorSettings(materials=("graphene", "mos2", "wse2"))
     flakes = sorted(detected(scene, settings).detections, key=lambda d: d.centroid_x_px)
     assert [(f.material, f.layers) for f in flakes] == kinds
+
+
+def test_a_colour_that_bulk_graphite_has_too_is_not_certain():
+    """20 layers of graphene on 285 nm oxide look like 3 layers of WSe2."""
+    scene = Scene()
+    scene.box(300, 150, 60, 60, contrast(20, "graphene", 285.0))
+    certain = Calibration(285.0, (1.0, 1.0, 1.0), 1.0, "fitted")
+    alone = DetectorSettings(materials=("wse2",), oxide_nm=285.0)
+    both = DetectorSettings(materials=("graphene", "wse2"), oxide_nm=285.0)
+    pixels = scene.photograph()
+    (lonely,) = detected(pixels, alone, certain).detections
+    (torn,) = detected(pixels, both, certain).detections
+    assert torn.material == "wse2"
+    assert sum(p for _, p in torn.layer_probabilities) < 0.8
+    assert sum(p for _, p in lonely.layer_probabilities) > 0.9
+
+
+def test_a_saturated_channel_does_not_hide_a_flake():
+    scene = Scene()
+    scene.contrast[...] = 0.0
+    scene.box(300, 150, 60, 40, contrast(4, "mos2", 285.0))
+    bright = np.array([1.5, 1.25, 1.95])  # blue of four layers would reach 268
+    pixels = np.clip(scene.photograph() * bright + 0.5, 0, 255).astype(np.uint8)
+    certain = Calibration(285.0, (1.0, 1.0, 1.0), 1.0, "fitted")
+    settings = DetectorSettings(materials=("mos2",), oxide_nm=285.0)
+    (flake,) = detected(pixels, settings, certain).detections
+    assert flake.layers == 4
+    assert flake.contrast_rgb[2] < contrast(4, "mos2", 285.0)[2] - 0.04
+
+
+def test_a_field_of_specks_ranks_below_a_flake():
+    scene = Scene(seed=6)
+    for _ in range(90):
+        x, y = scene.rng.integers(0, 50, 2)
+        shade = contrast(1) * scene.rng.uniform(0.3, 2.2)
+        cv2.circle(scene.contrast, (int(x) + 100, int(y) + 150), 3, shade.tolist(), -1)
+    scene.box(400, 150, 50, 50, contrast(1))
+    flakes = detected(scene).detections
+    assert flakes[0].centroid_x_px > 350
+    assert all(f.score < 0.6 * flakes[0].score for f in flakes[1:])
 
 
 def test_unwanted_material_is_not_reported_as_the_wanted_one():
