@@ -154,6 +154,11 @@ def test_entries_are_numbered_in_scan_order_then_to_the_right() -> None:
     assert entries == catalogue(*reversed(facts))
 
 
+def test_the_first_tile_comes_first_whatever_lies_further_left() -> None:
+    entries = catalogue(seen(0, square(45.0, -30.0)), seen(1, square(42.0, 30.0)))
+    assert [(entry.tiles, round(entry.stage_x_um)) for entry in entries] == [((0,), 45), ((1,), 42)]
+
+
 def test_seen_by_two_tiles_it_is_one() -> None:
     (entry,) = catalogue(seen(0, square(45.0, side_um=8.0)), seen(1, square(45.0, side_um=8.0)))
     assert entry.tiles == (0, 1)
