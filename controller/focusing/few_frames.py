@@ -137,10 +137,13 @@ class FewFrames:
     def _seen(self, frame: Frame, command: FocusCommand) -> FocusView:
         return self.aenet.look(frame.pixels, command, bit_depth=frame.bit_depth)
 
+    # An azimuth is counted upwards by the stigmator and downwards in the image, whose rows run
+    # down: the sin(2 theta) part changes its sign on the way.
+
     def _command(self, at: _Place, here: _Place) -> FocusCommand:
         dof_um = self.depth_of_field_um
         return FocusCommand(
-            (at.z_um - here.z_um) / dof_um, at.stig_x_um / dof_um, at.stig_y_um / dof_um
+            (at.z_um - here.z_um) / dof_um, at.stig_x_um / dof_um, -at.stig_y_um / dof_um
         )
 
     def _place(self, command: FocusCommand, here: _Place) -> _Place:
@@ -148,7 +151,7 @@ class FewFrames:
         return _Place(
             here.z_um + command.z_dof * dof_um,
             command.stig_x_dof * dof_um,
-            command.stig_y_dof * dof_um,
+            -command.stig_y_dof * dof_um,
         )
 
     async def _go(
