@@ -159,7 +159,7 @@ def test_a_crack_parts_and_a_narrow_dent_does_not():
     assert len(detected(cracked).detections) == 2
     dented = Scene()
     dented.box(200, 120, 90, 60, contrast(3))
-    dented.box(244, 115, 3, 48, 0.0)
+    dented.box(242, 115, 6, 58, 0.0)
     (flake,) = detected(dented).detections
     assert flake.layers == 3
 
@@ -252,17 +252,17 @@ def test_a_saturated_channel_does_not_hide_a_flake():
     scene = Scene()
     scene.contrast[...] = 0.0
     scene.box(300, 150, 60, 40, contrast(4, "mos2", 285.0))
-    bright = np.array([1.5, 1.25, 1.95])  # blue of four layers would reach 268
+    bright = np.array([1.5, 1.25, 2.1])  # blue of four layers would reach 288
     pixels = np.clip(scene.photograph() * bright + 0.5, 0, 255).astype(np.uint8)
     certain = Calibration(285.0, (1.0, 1.0, 1.0), 1.0, "fitted")
     settings = DetectorSettings(materials=("mos2",), oxide_nm=285.0)
     (flake,) = detected(pixels, settings, certain).detections
     assert flake.layers == 4
-    assert flake.contrast_rgb[2] < contrast(4, "mos2", 285.0)[2] - 0.04
+    assert flake.contrast_rgb[2] < contrast(4, "mos2", 285.0)[2] - 0.1
 
 
 def test_a_field_of_specks_ranks_below_a_flake():
-    scene = Scene(seed=6)
+    scene = Scene(seed=8)
     for _ in range(90):
         x, y = scene.rng.integers(0, 50, 2)
         shade = contrast(1) * scene.rng.uniform(0.3, 2.2)
@@ -270,7 +270,8 @@ def test_a_field_of_specks_ranks_below_a_flake():
     scene.box(400, 150, 50, 50, contrast(1))
     flakes = detected(scene).detections
     assert flakes[0].centroid_x_px > 350
-    assert all(f.score < 0.6 * flakes[0].score for f in flakes[1:])
+    assert flakes[0].score > 0.8
+    assert all(f.score < 0.2 for f in flakes[1:])
 
 
 def test_unwanted_material_is_not_reported_as_the_wanted_one():
