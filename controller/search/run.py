@@ -537,6 +537,7 @@ class Search:
 
     async def _finish_calibration(self) -> None:
         """One calibration for all tiles: those seen under an older one are looked at again."""
+        await self._recorder.flush()  # only what is on the disk can be looked at again
         if self._calibrating is not None:
             await self._calibrating
         elif self._state.calibration is None and (rich := self._rich_tiles()):

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -326,6 +327,22 @@ def test_the_same_seeds_tell_the_same_story(tmp_path: Path, base: Run) -> None:
     again = searched(tmp_path)
     assert again.truth.exposures == base.truth.exposures
     assert again.truth.commands == base.truth.commands
+    assert again.entries == base.entries
+
+
+def test_a_slow_disk_changes_nothing(
+    tmp_path: Path, base: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = FrameStore.save
+
+    def slow(self: FrameStore, *what: Any, **more: Any) -> tuple[str, str]:
+        time.sleep(0.05)
+        return save(self, *what, **more)
+
+    monkeypatch.setattr(FrameStore, "save", slow)
+    again = searched(tmp_path)
+    assert again.error is None
+    assert again.state.calibrations == base.state.calibrations
     assert again.entries == base.entries
 
 
