@@ -31,6 +31,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 from shapely import unary_union
@@ -599,7 +600,7 @@ class SearchProgress:
 
 def bench(name: str, console: Console, *, quick: bool, seed: int, out: Path | None) -> int:
     """Run one bench, or all; prints its table and writes its JSON."""
-    from controller.bench import BENCHES, run_bench
+    from controller.bench import BENCHES, Report, run_bench
 
     if name == "list":
         for key, entry in BENCHES.items():
@@ -609,10 +610,21 @@ def bench(name: str, console: Console, *, quick: bool, seed: int, out: Path | No
         raise BadSettings("", "bench", repr(name), f"all, list, {', '.join(BENCHES)}")
     rows: list[figures.Row] = []
     for key in BENCHES if name == "all" else (name,):
-        with console.status(f"bench {key}"):
-            found = run_bench(key, quick=quick, seed=seed)
+        with console.status(f"bench {key}") as status:
+
+            def say(words: str, key: str = key, status: Status = status) -> None:
+                status.update(f"bench {key}: {words}")
+
+            report = Report(say)
+            found = run_bench(key, quick=quick, seed=seed, report=report)
         figures.show(console, key, found)
         rows += found
+        if out is not None:
+            with rundir.writing(out):
+                out.parent.mkdir(parents=True, exist_ok=True)
+                for title, svg in report.pictures.items():
+                    picture = out.with_name(f"{out.stem}_{title}.svg")
+                    picture.write_text(svg, encoding="utf-8")
     if out is not None:
         with rundir.writing(out):
             figures.write_json(out, name, rows, seed)
@@ -792,3 +804,35 @@ def focus(
         off_um = instrument.truth().defocus_um
         console.print(f"the truth: {off_um / dof_um:+.3f} DOF ({off_um:+.3f} um) from focus")
     return 0
+
+
+def evaluate_focus(
+    stack: Path,
+    pattern: str,
+    console: Console,
+    *,
+    truth: float,
+    dof_steps: float,
+    with_rivals: bool,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Replay a real through-focus stack from every start: ours, and every rival."""
+    from controller.bench.focus_baselines.stacks import stack_rows
+    from inference.focus.evaluate import read_stack
+
+    planes = read_stack(stack, pattern)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluate", total=None)
+        rows = stack_rows(
+            planes,
+            truth=truth,
+            dof_steps=dof_steps,
+            seed=seed,
+            with_rivals=with_rivals,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    figures.show(console, "evaluate focus", rows)
+    if out is not None:
+        with rundir.writing(out):
+            figures.write_json(out, "focus", rows, seed)

@@ -140,6 +140,37 @@ def doctor(
         raise typer.Exit(status)
 
 
+@evaluate_cli.command("focus")
+def evaluate_focus(
+    stack: Annotated[Path, typer.Option(help="folder of a through-focus series")],
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="regular expression of file names: groups z (position), group (exposure)"
+        ),
+    ] = r"(?P<z>-?\d+(?:\.\d+)?)\.\w+",
+    *,
+    truth: Annotated[float, typer.Option(help="position of focus, as the names count")] = 0.0,
+    dof_steps: Annotated[
+        float, typer.Option(help="steps in one depth of field", min=1e-3, max=1e3)
+    ] = 1.0,
+    rivals: Annotated[bool, typer.Option(help="run the classical searches as well")] = True,
+    seed: int = 1,
+    out: OutFile = None,
+) -> None:
+    """Replay a real through-focus series from every start: success, error in steps, frames."""
+    app.evaluate_focus(
+        stack,
+        pattern,
+        _console(),
+        truth=truth,
+        dof_steps=dof_steps,
+        with_rivals=rivals,
+        seed=seed,
+        out=out,
+    )
+
+
 def _console() -> Console:
     """What is printed on; a file or a pipe has no screen whose width would have to be kept."""
     screen = Console()

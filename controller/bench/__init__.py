@@ -13,12 +13,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, cast
 
 from controller.errors import BadSettings
 from controller.figures import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a long bench says beside its rows; one with `measure_with` is handed this."""
+
+    progress: Callable[[str], None] | None = None  # None: nobody listens
+    pictures: dict[str, str] = field(default_factory=dict)  # name -> SVG, left by the bench
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +36,12 @@ class Bench:
     name: str
     description: str  # one line
 
-    def measure(self, *, quick: bool, seed: int) -> list[Row]:
+    def measure(self, *, quick: bool, seed: int, report: Report | None = None) -> list[Row]:
         """Measure it here and now; quick: fewer repeats, same rows, under 45 s on 2 cores."""
         module = importlib.import_module(f"controller.bench.{self.name}")
+        if report is not None and hasattr(module, "measure_with"):
+            talking = cast("Callable[[bool, int, Report], list[Row]]", module.measure_with)
+            return talking(quick, seed, report)
         return cast("Callable[[bool, int], list[Row]]", module.measure)(quick, seed)
 
 
@@ -49,12 +60,15 @@ BENCHES: Final = _table(
     Bench("search", "a whole simulated search: share of the scan-time bound, recall, positions"),
     Bench("chips", "searches over four crystals on two oxides: recall and precision per layer"),
     Bench("crash", "kill -9 at random instants of a search, and resume: what is lost"),
+    Bench("focus", "few-frame focus against every rival: success, error, frames, dose, harm"),
 )
 
 
-def run_bench(name: str, quick: bool = False, seed: int = 1) -> list[Row]:
+def run_bench(
+    name: str, quick: bool = False, seed: int = 1, report: Report | None = None
+) -> list[Row]:
     """The rows of one bench. Raises BadSettings for a name that is not in `BENCHES`."""
     bench = BENCHES.get(name)
     if bench is None:
         raise BadSettings("bench", "", name, f"one of {', '.join(BENCHES)}")
-    return bench.measure(quick=quick, seed=seed)
+    return bench.measure(quick=quick, seed=seed, report=report)

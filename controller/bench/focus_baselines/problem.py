@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
@@ -40,6 +39,8 @@ from simulator.specimen import (
 FINAL_DWELL_NS: Final = 10_000.0  # of the picture that the focus is for
 _FRAME_S: Final = 0.15  # a frame and the settling before it
 _BRIGHT: Final = 0.9  # of full scale, where the brightest 0.2 % of a sharp frame lie
+_HEADROOM: Final = 1.8  # of the brightest over the mean, at least
+_FEW: Final = 0.01  # of a frame's pixels, saturated: more is on purpose
 _CURRENT_PA: Final = 50.0
 _WIDEST: Final = 4.0
 _PLAY_WIDTHS_DOF: Final = (2.0, 6.0, 18.0, 54.0)
@@ -84,6 +85,8 @@ class Subject:
     pixel_size_nm: float
     beam: BeamSettings
     nominal_alpha_ratio: float  # what the program believes over what is
+    frames: dict[tuple[object, ...], Pixels] = field(default_factory=dict, compare=False)
+    """Taken already, under some condition at some place: methods that look alike see the same."""
 
 
 class _Fields:
@@ -159,6 +162,7 @@ class SimulatedProblem:
 
     condition: Condition
     column: Column
+    taken: dict[tuple[object, ...], Pixels]
     start: FocusCommand
     focus: FocusCommand  # the command sought, at time 0
     dof_um: float  # nominal: the unit of commands
@@ -178,6 +182,11 @@ class SimulatedProblem:
     def half_range_dof(self) -> float:
         """As the condition says."""
         return self.condition.half_range_dof
+
+    @property
+    def limits_dof(self) -> tuple[float, float]:
+        """The travel is long."""
+        return -math.inf, math.inf
 
     @property
     def stig_range_dof(self) -> float:
@@ -247,9 +256,13 @@ class SimulatedProblem:
         if command.field_ratio != 1.0:
             pixel_nm = self.column.settings.pixel_size_nm * command.field_ratio
             place = Place(pixel_size_nm=pixel_nm)
-        return self.column.observe(
-            -z * self.dof_um, (-x * self.dof_um, y * self.dof_um), number=self.frames, place=place
-        )
+        key = (self.condition.name, self.frames, z, x, y, command.field_ratio)
+        found = self.taken.get(key)
+        if found is None:
+            stig_um = (-x * self.dof_um, y * self.dof_um)
+            found = self.column.observe(-z * self.dof_um, stig_um, number=self.frames, place=place)
+            self.taken[key] = found
+        return found
 
     def _spend(self, command: FocusCommand) -> None:
         self.frames += 1
@@ -257,9 +270,12 @@ class SimulatedProblem:
         self.electrons_per_px += self.condition.dose_e_per_px / command.field_ratio**2
 
 
-def problem_of(subject: Subject, condition: Condition) -> SimulatedProblem:
-    """One run's instrument, in the state in which every method meets it."""
-    rng = np.random.default_rng([subject.seed, subject.run, 2])
+def problem_of(subject: Subject, condition: Condition, other: int = 0) -> SimulatedProblem:
+    """One run's instrument, in the state in which every method meets it.
+
+    other: > 0 for another start and other noise, as of runs before this one.
+    """
+    rng = np.random.default_rng([subject.seed, subject.run, 2 + 10 * other])
     # As many numbers for every condition: a run's start is the same under all of them.
     start_z, offset, turn, axis = rng.uniform(-1.0, 1.0, 4)
     gain_u, level_u, gamma_u, drift_u = rng.uniform(0.0, 1.0, 4)
@@ -268,7 +284,7 @@ def problem_of(subject: Subject, condition: Condition) -> SimulatedProblem:
     gamma = _between(condition.gamma, gamma_u)
     dwell_ns = condition.dose_e_per_px * ELECTRON_PA_NS / _CURRENT_PA
     plain = ColumnSettings(
-        seed=(subject.seed * 1_000_003 + subject.run) % 2**31,
+        seed=(subject.seed * 1_000_003 + subject.run + 500_009 * other) % 2**31,
         pixel_size_nm=subject.pixel_size_nm,
         dwell_ns=dwell_ns,
         beam=subject.beam,
@@ -277,7 +293,7 @@ def problem_of(subject: Subject, condition: Condition) -> SimulatedProblem:
     span = condition.gain[1] / condition.gain[0]
     gain = math.exp(math.log(condition.gain[0]) + gain_u * math.log(span))
     # A gain drawn up to twice the usual one starts from half of it: a detector has its top.
-    level = (1.0 if condition.saturated_ratio > 0.01 else _BRIGHT) / condition.gain[1] / bright
+    level = (1.0 if condition.saturated_ratio > _FEW else _BRIGHT) / condition.gain[1] / bright
     detector = DetectorSettings(
         gain_ratio=gain * level,
         offset_ratio=0.05 + _between(condition.offset_ratio, level_u) * mean * level,
@@ -300,6 +316,7 @@ def problem_of(subject: Subject, condition: Condition) -> SimulatedProblem:
     problem = SimulatedProblem(
         condition=condition,
         column=Column(settings, subject.specimen),
+        taken={} if other else subject.frames,
         start=start,
         focus=focus,
         dof_um=dof_um,
@@ -319,10 +336,13 @@ def _between(ends: tuple[float, float], share: float) -> float:
 
 
 def _brightness(column: Column, saturated_ratio: float) -> tuple[float, float]:
-    """Yield that all but `saturated_ratio` of a field's pixels stay under, and its mean."""
+    """Yield that all but `saturated_ratio` of a field's pixels stay under, and its mean.
+
+    An empty field's noise needs room above its mean, whatever the brightest pixels are.
+    """
     seen = column.field(0.0, 0.0, column.settings.pixel_size_nm).yield_ratio
-    bright = float(np.quantile(seen[::2, ::2], 1.0 - saturated_ratio))
-    return max(bright, 1e-3), float(seen.mean())
+    bright, mean = float(np.quantile(seen[::2, ::2], 1.0 - saturated_ratio)), float(seen.mean())
+    return max(bright, 1e-3 if saturated_ratio > _FEW else _HEADROOM * mean, 1e-3), mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,18 +369,13 @@ class RunResult:
     reason: str
 
 
-def run_one(
-    make: Callable[[], SimulatedProblem],
-    method: FocusMethod,
-    condition: Condition,
-    subject: Subject,
-) -> RunResult:
-    """Run one method on a fresh problem, and ask the truth afterwards."""
-    problem = make()
+def run_one(problem: SimulatedProblem, method: FocusMethod, subject: Subject) -> RunResult:
+    """Run one method on a problem that nobody has touched, and ask the truth afterwards."""
+    condition = problem.condition
     began_error, began_stig = problem.off_focus()
     began_s = time.perf_counter()
     outcome = method.run(problem)
-    method_s = time.perf_counter() - began_s - problem.busy_s
+    method_s = time.perf_counter() - began_s - problem.busy_s - outcome.aside_s
     problem.move(outcome.command)
     error, stig_error = problem.off_focus()
     focus_z = problem.focus.z_dof

@@ -40,7 +40,7 @@ class ScoreLoop:
     log_sharp: float  # of the measure in focus, mean over development specimens
     log_blurred: float  # and at `far_dof` off it
     far_dof: float = 25.0
-    half_dof: float = 3.0  # off focus at which the score is half-way, for the controller's curve
+    half_dof: float = 1.0  # off focus at which the score is half-way, for the controller's curve
     most_step_dof: float = 12.0
     coarse_ratio: float = 0.4  # of it
     label: str = "ACNet-style loop, 20 frames"
@@ -98,6 +98,7 @@ class ScoreLoop:
             wanted = self._explained(
                 places[-self.memory :], scores[-self.memory :], low, high, ratio
             )
+            wanted = _unvisited(wanted, places, 0.5 * self.half_dof * ratio)
             limit = self.most_step_dof * ratio
             z = places[-1] + float(np.clip(wanted - places[-1], -limit, limit))
             look(z)
@@ -118,3 +119,10 @@ class ScoreLoop:
         height = np.clip((curve * score).sum(axis=0) / ((curve**2).sum(axis=0) + 1e-9), 4.0, 11.0)
         cost = np.square(score - height * curve).sum(axis=0)
         return float(grid[int(np.argmin(cost))])
+
+
+def _unvisited(wanted: float, places: list[float], apart: float) -> float:
+    """The nearest place that has not been looked at: standing still teaches nothing."""
+    tries = (wanted + side * k * apart for k in range(20) for side in (1.0, -1.0))
+    free = (z for z in tries if all(abs(z - seen) > 0.5 * apart for seen in places))
+    return next(free, wanted)

@@ -1,8 +1,9 @@
 """Two frames at a known distance and the most probable aberrations: after MAPFoSt.
 
 Own code from the idea of J. Binding, S. Mikula, W. Denk, Microsc. Microanal. 19, 38 (2013): two
-images with a known test defocus, the blur's transfer function from the aperture angle (a Gaussian),
-white noise, and the aberrations that make both spectra most probable. The object is unknown: here
+images with a known test defocus, the blur's transfer function from the aperture angle (a Gaussian,
+or the disc that a filled aperture makes), white noise, and the aberrations that make both
+spectra most probable. The object is unknown: here
 it is a Gaussian variate whose power in each cell of frequency is fitted along, so the phases count
 as well as the powers. Frames are registered first. Done again about the answer, as the original
 is, it converges; every round costs two frames. A model error of a few percent keeps bright cells
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -24,11 +25,12 @@ from inference.focus.api import FocusCommand
 from inference.focus.evaluate import FocusOutcome, FocusProblem, Image
 
 F64: TypeAlias = npt.NDArray[np.float64]
+Shape: TypeAlias = Literal["gauss", "disc"]
 
 _BANDS = 14
 _SECTORS = 8
-_MODEL_ERROR = 0.1
 _SIDE_PX = 256
+_MOST_SHIFT_PX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class SpectralPair:
     test_dof: float = 8.0  # of each frame from the place in hand, one to each side
     shrink: float = 0.5  # of the test defocus, from one round to the next
     rounds: int = 2
+    shape: Shape = "disc"
+    model_error: float = 0.1  # of amplitudes, relative
     label: str = "two-image spectral MAP"
 
     @property
@@ -64,7 +68,8 @@ class SpectralPair:
                 break
             scale = problem.blur_px_per_dof / ratio
             statistics = _pair_statistics(pair[0].pixels, pair[1].pixels)
-            answer = _most_probable(statistics, (places[0] - z, places[1] - z), scale, reach, stig)
+            model = _Model((places[0] - z, places[1] - z), scale, self.shape, self.model_error)
+            answer = _most_probable(statistics, model, reach, stig)
             z, x, y = z + answer[0], x + answer[1], y + answer[2]
             trace[-1] = z
             reach = min(reach, 2.0 * test * ratio)
@@ -88,12 +93,11 @@ class _Pair:
 
 def _pair_statistics(first: Image, second: Image) -> _Pair:
     cells, modes, floor, window = _layout()
-    one, two = (_contrast(frame) for frame in (first, second))
-    (shift_x, shift_y), _ = cv2.phaseCorrelate(one, two, window)
     fy = np.fft.fftfreq(_SIDE_PX)[:, None]
     fx = np.fft.fftfreq(_SIDE_PX)[None, :]
-    a, b = (np.fft.fft2(frame * window) for frame in (one, two))
-    b = b * np.exp(2j * math.pi * (fx * shift_x + fy * shift_y))
+    a, b = (np.fft.fft2(_contrast(frame) * window) for frame in (first, second))
+    shift_y, shift_x = _shift(a, b)
+    b = b * np.exp(-2j * math.pi * (fx * shift_x + fy * shift_y))
     power_a, power_b = np.abs(a) ** 2, np.abs(b) ** 2
     product = (a * np.conj(b)).real
     noise = 0.5 * (float(power_a[floor].mean()) + float(power_b[floor].mean()))
@@ -104,6 +108,57 @@ def _pair_statistics(first: Image, second: Image) -> _Pair:
         for part in (power_a, power_b, product)
     ]
     return _Pair(sums[0], sums[1], sums[2], modes, max(noise, 1e-12))
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    places_dof: tuple[float, float]
+    scale: float  # blur radius, pixels per DOF
+    shape: Shape
+    error: float
+
+
+def _transfer(x: F64, shape: Shape) -> F64:
+    """Of a blur of radius R at frequency f, x = f R; sign and all."""
+    if shape == "gauss":
+        return np.exp(-0.5 * (math.pi * x) ** 2)  # the disc's second moment
+    grid, values = _disc()
+    return np.interp(x, grid, values, right=0.0)
+
+
+@functools.cache
+def _disc() -> tuple[F64, F64]:
+    """2 J1(2 pi x) / (2 pi x), as the transform of a disc's projection, a half ellipse."""
+    grid = np.arange(0.0, 12.0, 0.01)
+    place = (np.arange(400) + 0.5) / 400.0
+    width = np.sqrt(1.0 - place**2)
+    values = np.cos(2.0 * math.pi * grid[:, None] * place) @ width / width.sum()
+    return grid, values
+
+
+def _shift(
+    first: npt.NDArray[np.complex128], second: npt.NDArray[np.complex128]
+) -> tuple[float, float]:
+    """Down and right that the second must go to lie on the first: peak of the correlation.
+
+    Not whitened: one of the two is blurred, and its high frequencies are noise.
+    """
+    product = first * np.conj(second)
+    product[0, 0] = 0.0
+    near = np.r_[0 : _MOST_SHIFT_PX + 1, -_MOST_SHIFT_PX:0]
+    correlation = np.fft.ifft2(product).real
+    small = correlation[np.ix_(near, near)]
+    row, col = np.unravel_index(int(np.argmax(small)), small.shape)
+    found = []
+    for axis, at in enumerate((int(near[row]), int(near[col]))):
+        other = (int(near[row]), int(near[col]))
+        left, middle, right = (
+            float(correlation[(at + d, other[1]) if axis == 0 else (other[0], at + d)])
+            for d in (-1, 0, 1)
+        )
+        bend = left - 2.0 * middle + right
+        found.append(at + (0.5 * (left - right) / bend if bend < 0.0 else 0.0))
+    return found[0], found[1]
 
 
 def _contrast(pixels: Image) -> npt.NDArray[np.float32]:
@@ -139,46 +194,43 @@ def _edges() -> F64:
 
 
 def _most_probable(
-    pair: _Pair, places: tuple[float, float], scale: float, reach: float, stig: float
+    pair: _Pair, model: _Model, reach: float, stig: float
 ) -> tuple[float, float, float]:
     """Defocus and both astigmatisms, as commands from the place in hand: by grids, then finer."""
     z = np.linspace(-reach, reach, 161)
-    best = _best_of(pair, places, scale, z, np.zeros(1), np.zeros(1))
+    best = _best_of(pair, model, z, np.zeros(1), np.zeros(1))
     if stig > 0.0:
         coarse = np.linspace(-stig, stig, 9)
-        best = _best_of(pair, places, scale, z[::4], coarse, coarse)
+        best = _best_of(pair, model, z[::4], coarse, coarse)
     step, stig_step = 2.0 * reach / 160.0 * (4.0 if stig > 0.0 else 1.0), stig / 4.0
     for _ in range(4):
         around = np.linspace(-1.0, 1.0, 9)
         steps = around * stig_step if stig > 0.0 else np.zeros(1)
-        best = _best_of(
-            pair, places, scale, best[0] + around * step, best[1] + steps, best[2] + steps
-        )
+        best = _best_of(pair, model, best[0] + around * step, best[1] + steps, best[2] + steps)
         step, stig_step = step / 3.0, stig_step / 3.0
     return best
 
 
-def _best_of(
-    pair: _Pair, places: tuple[float, float], scale: float, z: F64, x: F64, y: F64
-) -> tuple[float, float, float]:
+def _best_of(pair: _Pair, model: _Model, z: F64, x: F64, y: F64) -> tuple[float, float, float]:
     grid = np.stack(np.meshgrid(z, x, y, indexing="ij"), axis=-1).reshape(-1, 3)
     edges = _edges()
     radius = np.repeat(np.sqrt(edges[:-1] * edges[1:]), _SECTORS)[:, None]
     angle = np.tile(np.arange(_SECTORS) * (2.0 * math.pi / _SECTORS), _BANDS)[:, None]
     transfer = []
-    for place in places:
+    for place in model.places_dof:
         off = place - grid[:, 0]
         a, b = -grid[:, 1], -grid[:, 2]
         turned = a * np.cos(angle) + b * np.sin(angle)
         blur2 = (off**2 + a**2 + b**2) + 2.0 * off * turned
-        transfer.append(np.exp(-0.5 * (math.pi * scale * radius) ** 2 * np.maximum(blur2, 0.0)))
+        x_turns = model.scale * radius * np.sqrt(np.maximum(blur2, 0.0))
+        transfer.append(_transfer(x_turns, model.shape))
     m1, m2 = transfer
     n = np.maximum(pair.modes, 1e-9)[:, None]
     first, second, product = (part[:, None] for part in (pair.first, pair.second, pair.product))
     norm = np.maximum(m1**2 + m2**2, 1e-12)
     along = (m1**2 * first + m2**2 * second + 2.0 * m1 * m2 * product) / norm
     across = np.maximum(first + second - along, 0.0)
-    noise = pair.noise + _MODEL_ERROR**2 * (first + second) / n
+    noise = pair.noise + model.error**2 * (first + second) / n
     signal = np.maximum(along / n, noise)
     log_likelihood = -n * np.log(signal) - along / signal - across / noise
     total = log_likelihood.sum(axis=0)
