@@ -70,13 +70,21 @@ from inference.api import (
 from inference.engine import Engine
 from inference.flakes import ladder as ladders
 from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
-from inference.flakes.evaluate import evaluate_folder
+from inference.flakes.contact_sheet import contact_sheet, write_sheet
+from inference.flakes.evaluate import (
+    Evaluation,
+    evaluate_folder,
+    images_in,
+    read_rgb,
+    truth_for,
+)
 from inference.flakes.physics_detector import (
     DetectorSettings,
     PhysicsDetector,
     calibrate,
     checked_image,
 )
+from inference.flakes.scoring import instances_from_detections
 from inference.focus.acnet import ACNet, Limits
 from inference.focus.aenet import AENet
 from inference.focus.gradient import GradientSharpness
@@ -110,12 +118,16 @@ class PhysicsEyes:
             return PhysicsDetector(settings)
         fitted = [
             SubstrateCalibration(
-                c.substrate_rgb, Calibration(c.oxide_nm, c.gain_rgb, c.confidence, c.source)
+                c.substrate_rgb,
+                Calibration(c.oxide_nm, c.gain_rgb, c.confidence, c.source),
+                c.index_curves,
             )
             for c in calibrations
         ]
         if objective.name != calibrations[0].objective:
             # Another lens shows the bare substrate a little differently: no drift to look for.
+            curves = {**settings.index_curves, **dict(fitted[0].index_curves)}
+            settings = settings.model_copy(update={"index_curves": curves})
             return PhysicsDetector(settings, fitted[0].calibration)
         return PhysicsDetector(settings, fitted)
 
@@ -132,6 +144,7 @@ class PhysicsEyes:
                 f.calibration.source,
                 f.substrate_rgb,
                 objective.name,
+                f.index_curves,
             )
             for f in fitted
         ]
@@ -422,6 +435,8 @@ def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladde
         calibration = Calibration(
             fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source
         )
+        index_curves = {**detector.index_curves, **dict(fitted.index_curves)}
+        detector = detector.model_copy(update={"index_curves": index_curves})
     curves = []
     for material in detector.materials:
         curve = ladders.ladder(material, calibration, detector.optics)
@@ -739,9 +754,29 @@ def evaluate_flakes(
         for r in found.rows
     ]
     figures.show(console, "evaluate flakes", rows)
+    if sheet is not None:
+        _write_sheets(sheet, images, masks, predictions, found)
+        console.print(f"contact sheets [bold]{sheet}[/]")
     if out is not None:
         with rundir.writing(out):
             figures.write_json(out, "flakes", rows, None)
+
+
+def _write_sheets(
+    folder: Path, images: Path, masks: Path, predictions: Path | None, found: Evaluation
+) -> None:
+    """One picture a photograph: hits, misses and false alarms."""
+    paths = images_in(images)
+    truths = truth_for(paths, masks)
+    others = None if predictions is None else truth_for(paths, predictions)
+    for i, (path, result) in enumerate(zip(paths, found.images, strict=True)):
+        answer = result.answer
+        said = others[i] if others is not None else ()
+        if answer is not None:
+            said = instances_from_detections(answer.detections)
+        target = folder / f"{path.stem}.jpg"
+        with rundir.writing(target):
+            write_sheet(target, contact_sheet(read_rgb(path), said, truths[i]))
 
 
 # --- scopeloop focus -----------------------------------------------------------------------

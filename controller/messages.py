@@ -155,6 +155,8 @@ class CalibrationFitted:
     source: str
     substrate_rgb: tuple[float, float, float] = (0.0, 0.0, 0.0)  # digital numbers, where fitted
     objective: str = ""  # the one it was fitted with
+    # Material and the measurement of its index that explains the colours best: (material, curve).
+    index_curves: tuple[tuple[str, str], ...] = ()
     kind: Literal["calibration_fitted"] = "calibration_fitted"
 
 

@@ -142,7 +142,7 @@ class WantedSettings(Section):
     min_area_um2: float = Field(default=100.0, ge=0.0, le=1e8)
     max_area_um2: float | None = Field(default=None, gt=0.0)  # None: no upper bound
     max_aspect_ratio: float | None = Field(default=None, ge=1.0)  # None: any
-    min_score: float = Field(default=0.2, ge=0.0, le=1.0)
+    min_score: float = Field(default=0.1, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
     def _layers_are_counts(self) -> WantedSettings:
