@@ -16,6 +16,7 @@ Runs are spread over processes that are started anew, so that it works alike eve
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -219,8 +220,8 @@ class Group:
     def harms(self) -> list[bool]:
         """Ends further off than it began, astigmatism included."""
         return [
-            np.hypot(r.error_dof, r.stig_error_dof)
-            > np.hypot(r.start_error_dof, r.start_stig_error_dof) + _HARM_DOF
+            math.hypot(r.error_dof, r.stig_error_dof)
+            > math.hypot(r.start_error_dof, r.start_stig_error_dof) + _HARM_DOF
             for r in self.runs
         ]
 
@@ -445,11 +446,11 @@ def _stig_rows(results: Sequence[RunResult]) -> list[Row]:
     corrected = _group(results, _STIG, OURS)
     good = [
         r.is_confident
-        and float(np.hypot(r.error_dof, r.stig_error_dof)) <= _STIG_TOLERANCE_DOF
+        and math.hypot(r.error_dof, r.stig_error_dof) <= _STIG_TOLERANCE_DOF
         and r.frames <= 8
         for r in corrected.runs
     ]
-    left = [float(np.hypot(r.error_dof, r.stig_error_dof)) for r in corrected.sure]
+    left = [math.hypot(r.error_dof, r.stig_error_dof) for r in corrected.sure]
     alone = _group(results, _NO_STIG, OURS)
     # A line focus lies an astigmatism's length off the circle of least confusion.
     lines = [

@@ -277,9 +277,9 @@ def problem_of(subject: Subject, condition: Condition, other: int = 0) -> Simula
     """
     rng = np.random.default_rng([subject.seed, subject.run, 2 + 10 * other])
     # As many numbers for every condition: a run's start is the same under all of them.
-    start_z, offset, turn, axis = rng.uniform(-1.0, 1.0, 4)
-    gain_u, level_u, gamma_u, drift_u = rng.uniform(0.0, 1.0, 4)
-    gap_u = rng.uniform(-0.5, 0.5)
+    start_z, offset, turn, axis = (float(u) for u in rng.uniform(-1.0, 1.0, 4))
+    gain_u, level_u, gamma_u, drift_u = (float(u) for u in rng.uniform(0.0, 1.0, 4))
+    gap_u = float(rng.uniform(-0.5, 0.5))
     amount = condition.astigmatism_dof * math.sqrt(abs(turn))
     gamma = _between(condition.gamma, gamma_u)
     dwell_ns = condition.dose_e_per_px * ELECTRON_PA_NS / _CURRENT_PA
