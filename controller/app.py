@@ -456,7 +456,8 @@ def scorecard(
 ) -> Scorecard:
     """The catalogue against what the simulated chip really carries, where tiles looked.
 
-    A terrace counts when the scanned area shows all of it.
+    A terrace counts when the scanned area shows all of it, an entry when it does not touch the
+    area's border: what goes on where nobody looked can be neither right nor wrong.
     """
     if not isinstance(instrument, SimulatedMicroscope):
         raise TypeError("only a simulated instrument knows the truth")
@@ -471,7 +472,10 @@ def scorecard(
                 if seen.contains(shape):
                     terraces.append(TruthTerrace(flake.material, terrace.layers, shape))
     wanted = settings.wanted
-    kept = [e for e in entries if e.score >= wanted.min_score]
+    inside = scanned_area(state).buffer(-1.0)
+    kept = [
+        e for e in entries if e.score >= wanted.min_score and inside.contains(Polygon(e.outline_um))
+    ]
     return score(kept, terraces, wanted.materials, wanted.layers, wanted.min_area_um2)
 
 

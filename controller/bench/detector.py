@@ -87,7 +87,7 @@ def costs(source: TileSource, tiles: int) -> list[Row]:
         quantile_row("detect, processor time", detecting.cpu_ms, 0.5, "ms"),
         quantile_row("detect, p95", detecting.wall_ms, 0.95, "ms"),
         quantile_row("measure sharpness", focusing.wall_ms, 0.5, "ms"),
-        quantile_row("save a frame", saving.wall_ms, 0.5, "ms", note="OME-Zarr, zstd level 1"),
+        quantile_row("save a frame", saving.wall_ms, 0.5, "ms", note="OME-Zarr, blosc-lz4"),
         quantile_row("save a frame, processor time", saving.cpu_ms, 0.5, "ms"),
         quantile_row(
             "draw the tile (simulator)",
