@@ -27,7 +27,7 @@ from controller.messages import Exposed, Fact, RunFinished, Saved
 from controller.record import rundir
 from controller.record.frames import FrameStore
 from controller.record.journal import Journal
-from controller.search import run as search_run
+from controller.search.darkroom import Darkroom
 from drivers.api import Instrument
 from drivers.software_camera import FrameBuffer, SoftwareCamera
 from simulator.optical_microscope import (
@@ -1062,7 +1062,7 @@ def test_a_path_with_brackets_is_shown_as_it_is(command, config, tmp_path) -> No
 
 @pytest.mark.parametrize("where", ["in the scan", "in the report"])
 def test_control_c(command, config, tmp_path, monkeypatch, where) -> None:
-    take, taken = search_run.Search._take, 0
+    take, taken = Darkroom.take, 0
 
     async def interrupted(self, *args):
         nonlocal taken
@@ -1076,7 +1076,7 @@ def test_control_c(command, config, tmp_path, monkeypatch, where) -> None:
 
     with monkeypatch.context() as patched:
         if where == "in the scan":
-            patched.setattr(search_run.Search, "_take", interrupted)
+            patched.setattr(Darkroom, "take", interrupted)
         else:
             patched.setattr(app, "conclude", at_once)
         ended = command("search", config(), "--out", tmp_path / "runs")
