@@ -939,7 +939,7 @@ def test_a_damaged_frame(command, run, spoil, is_finished) -> None:
         cut(run)
     spoil(chunk(run))
     folder = run / "frames.ome.zarr" / "tile" / "0"
-    complaint(command("search", "--resume", run), 1, [str(folder), "is damaged", "delete", "again"])
+    complaint(command("search", "--resume", run), 1, [str(folder), "damaged", "delete", "again"])
     shutil.rmtree(folder)
     ended = command("search", "--resume", run)
     assert ended.status == 0

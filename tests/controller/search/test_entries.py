@@ -178,7 +178,7 @@ def test_terraces_that_touch_are_one_flake() -> None:
         (square(0.0, side_um=5.0), WANTED),  # too small
         (square(0.0, layers=7), WANTED),
         (square(0.0), WantedSettings(materials=("mos2",))),
-        (replace(square(0.0), score=0.1), WANTED),
+        (replace(square(0.0), score=0.05), WANTED),
     ],
     ids=["small", "layers", "material", "score"],
 )

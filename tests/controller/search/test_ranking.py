@@ -46,7 +46,7 @@ def terrace(x_um=0.0, width_um=20.0, height_um=10.0, **changes):
         (terrace(layers=3), "3 layers"),
         (terrace(width_um=9.0), "area 90 um2 is less"),
         (terrace(width_um=60.0), "aspect 6.0"),
-        (terrace(score=0.1), "score 0.10"),
+        (terrace(score=0.05), "score 0.05"),
     ],
 )
 def test_each_criterion_says_no_by_name(unwanted, reason):
