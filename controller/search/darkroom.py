@@ -41,7 +41,7 @@ from inference.api import FlakeDetector
 RETAKES: Final = 2  # rounds over tiles whose frame was lost
 BLACK: Final = "black: no light came; check lamp, shutter and camera.exposure_s"
 _SATURATED: Final = "saturated: every pixel is at its end; lower camera.exposure_s or the lamp"
-_IN_FLIGHT: Final = 6  # frames exposed and not yet looked at
+IN_FLIGHT: Final = 6  # frames exposed and not yet looked at
 _OVERVIEW_PX: Final = 320  # width of the small pictures that find the chip
 _CALIBRATION_TILES: Final = 12  # tiles with flakes that the colour calibration is fitted on
 _FAILED_IN_A_ROW: Final = 3  # frames that did not come: then the camera is given up
@@ -87,7 +87,7 @@ class Darkroom:
         self.blacks = 0  # among the tiles kept in this session
         self.last_loss = ""
         self._shots: asyncio.Queue[_Shot | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(_IN_FLIGHT)
+        self._room = asyncio.Semaphore(IN_FLIGHT)
         self._lost: list[_Shot] = []
         self._lost_in_a_row = 0
         self._detectors: dict[str, FlakeDetector] = {}
@@ -153,9 +153,9 @@ class Darkroom:
 
     async def drain(self) -> None:
         """Wait until every frame taken so far was looked at."""
-        for _ in range(_IN_FLIGHT):
+        for _ in range(IN_FLIGHT):
             await self._room.acquire()
-        for _ in range(_IN_FLIGHT):
+        for _ in range(IN_FLIGHT):
             self._room.release()
 
     def lost_indices(self, kind: ShotKind) -> set[int]:

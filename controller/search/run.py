@@ -32,7 +32,7 @@ from controller.record.journal import Journal
 from controller.record.recorder import Recorder
 from controller.safety import Envelope, Supervisor
 from controller.search.chip_focus import ChipFocus
-from controller.search.darkroom import Darkroom
+from controller.search.darkroom import IN_FLIGHT, Darkroom
 from controller.search.overview import find_the_chip
 from controller.search.ports import Eyes, Watcher
 from controller.search.revisits import Revisits
@@ -40,7 +40,7 @@ from controller.search.scan import Scan, ScanTime
 from controller.search.session import Session
 from controller.search.state import SearchState, advance
 from controller.settings import Settings
-from controller.stream import FrameStream
+from controller.stream import FrameLedger, FrameStream
 from drivers.api import Instrument, MissingFrames
 from drivers.errors import DriverError
 
@@ -129,7 +129,12 @@ class Search:
         async with (
             self._instrument as instrument,
             Motion(instrument, self._supervisor, self._settings.motion) as motion,
-            FrameStream(instrument.camera, on_missing=self._book_missing) as stream,
+            # A lost frame is named while the others of its flight are still coming in.
+            FrameStream(
+                instrument.camera,
+                ledger=FrameLedger(IN_FLIGHT - 2),
+                on_missing=self._book_missing,
+            ) as stream,
         ):
             self._stream = stream
             await instrument.camera.set_exposure_s(self._settings.camera.exposure_s)
