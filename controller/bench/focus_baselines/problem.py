@@ -39,6 +39,8 @@ from simulator.specimen import (
 FINAL_DWELL_NS: Final = 10_000.0  # of the picture that the focus is for
 _FRAME_S: Final = 0.15  # a frame and the settling before it
 _BRIGHT: Final = 0.9  # of full scale, where the brightest 0.2 % of a sharp frame lie
+_FEATURE_PX: Final = (12.0, 50.0)
+_SPECK_PX: Final = (3.5, 6.0)  # some four to one specks in a field: they lie 25 of these apart
 _HEADROOM: Final = 1.8  # of the brightest over the mean, at least
 _FEW: Final = 0.01  # of a frame's pixels, saturated: more is on purpose
 _CURRENT_PA: Final = 50.0
@@ -121,7 +123,8 @@ def subject_of(seed: int, run: int, kinds: tuple[SpecimenKind, ...]) -> Subject:
     rng = np.random.default_rng([seed, run, 1])
     kind = kinds[int(rng.integers(len(kinds)))]
     pixel_nm = float(np.exp(rng.uniform(math.log(3.0), math.log(40.0))))
-    feature_px = float(np.exp(rng.uniform(math.log(12.0), math.log(50.0))))
+    least_px, most_px = _SPECK_PX if kind == "near_empty" else _FEATURE_PX
+    feature_px = float(np.exp(rng.uniform(math.log(least_px), math.log(most_px))))
     beam = BeamSettings(
         convergence_mrad=float(rng.uniform(4.0, 9.0)),
         spherical_mm=float(rng.uniform(0.0, 10.0)),
@@ -129,7 +132,10 @@ def subject_of(seed: int, run: int, kinds: tuple[SpecimenKind, ...]) -> Subject:
         current_pa=_CURRENT_PA,
     )
     settings = SpecimenSettings(
-        kind=kind, seed=int(rng.integers(2**31)), feature_nm=feature_px * pixel_nm
+        kind=kind,
+        seed=int(rng.integers(2**31)),
+        feature_nm=feature_px * pixel_nm,
+        contrast_ratio=2.0 if kind == "near_empty" else 1.0,  # specks that can be seen at all
     )
     specimen = cast("Specimen", _Fields(Specimen(settings)))
     alpha_ratio = float(np.exp(0.1 * rng.standard_normal()))
