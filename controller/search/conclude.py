@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from controller.focusing.surface import FocusPoint, FocusSurface
 from controller.geometry import CameraGeometry, axis_point_um, stage_to_pixel
-from controller.messages import CatalogueEntry, Exposed, PhaseStarted, ShotKind
+from controller.messages import CatalogueEntry, Exposed, PhaseStarted, RunFinished, ShotKind
 from controller.record.catalogue import write_catalogue
 from controller.record.frames import FrameStore
 from controller.record.rundir import RunDir
@@ -84,7 +85,7 @@ def conclude(
     note("writing the report")
     content = ReportContent(
         started=state.sessions[0],
-        finished=state.finished,
+        finished=_timed(state, settings),
         sessions=len(state.sessions),
         instrument_time_s=_last_known_s(state),
         wanted=wanted_in_words(settings),
@@ -107,7 +108,7 @@ def conclude(
         focus_points=tuple(state.focus_points),
         focus_surface=_surface_grid(state, settings, by_name),
         phases=tuple(phase_times(state)),
-        scan_bound=_scan_bound(state),
+        scan_bound=None if settings.instrument.driver == "replay" else _scan_bound(state),
         skipped=tuple(state.skipped),
         refused=tuple(state.refused),
         frames_missing=tuple(state.missing),
@@ -139,6 +140,13 @@ def phase_times(state: SearchState) -> Iterable[PhaseTime]:
         until_s = max(here.at_s, end_s) if then is None else then.at_s
         total[here.phase] = total.get(here.phase, 0.0) + max(0.0, until_s - here.at_s)
     return [PhaseTime(phase, duration_s) for phase, duration_s in total.items()]
+
+
+def _timed(state: SearchState, settings: Settings) -> RunFinished | None:
+    """How it ended; a replay's stage takes no time, so its scan has none worth showing."""
+    if state.finished is None or settings.instrument.driver != "replay":
+        return state.finished
+    return replace(state.finished, scan_s=0.0, scan_bound_s=0.0)
 
 
 def _scan_bound(state: SearchState) -> ScanBound | None:
