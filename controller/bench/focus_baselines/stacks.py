@@ -5,7 +5,8 @@ nobody could tune beforehand, so each search is run with its own measure and wit
 to be robust, and the best of the three is reported; the score of the score loop is fitted to the
 very stack. The rivals are helped, not hindered.
 
-Beyond its ends a stack has no planes, and a search that asks for one is given the last.
+Beyond its ends a stack has no planes, and a search that asks for one is given the last. Where focus
+is the stack's own end it cannot be bracketed, and its rows bear no bar.
 """
 
 from __future__ import annotations
@@ -84,14 +85,19 @@ def stack_rows(
             progress(done, total)
 
     rows: list[StackRow] = []
+    is_inside = min(p.position for p in planes) < truth < max(p.position for p in planes)
     for k, levels in enumerate(LEVELS):
         runs = ran(ours, k)
-        rows += summary_rows(runs, bars, "" if levels is AS_IT_IS else f"{levels.name}: ")
+        found = summary_rows(runs, bars, "" if levels is AS_IT_IS else f"{levels.name}: ")
+        if not is_inside:
+            found = [replace(row, bar=None, note="focus is the stack's end") for row in found]
+        rows += found
         if levels is AS_IT_IS:
             rows.append(_time_row(runs))
         advanced()
     if len(groups) > 1 or len({plane.position for plane in planes}) < len(planes):
-        rows += rank_rows(planes, _single_frame(ours.eye))
+        ranked = rank_rows(planes, _single_frame(ours.eye))
+        rows += [r if r.name.startswith("ours") else replace(r, bar=None) for r in ranked]
     for method in others:
         named = [(how, ran(each, 0)) for how, each in _variants(method, planes, truth)]
         how, best = max(named, key=lambda item: _rank(item[1], bars.tolerance_steps))

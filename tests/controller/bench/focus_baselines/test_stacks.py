@@ -62,6 +62,9 @@ def test_exposures_are_ranked_and_each_is_a_stack_of_its_own() -> None:
     assert rows["success_rate"].n == 2 * 2 * 5
     assert rows["brenner: rank correlation within"].value == pytest.approx(1.0)
     assert rows["ours: rank correlation across"].bar == 0.98
+    assert rows["brenner: rank correlation across"].bar is None
+    # Focus is the first plane of each: nobody can look at it from both sides.
+    assert rows["success_rate"].bar is None
 
 
 def test_bars_are_the_callers() -> None:
