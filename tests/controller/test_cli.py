@@ -207,7 +207,7 @@ def test_bench_unknown() -> None:
 def quick_bench(monkeypatch):
     asked = []
 
-    def run(name: str, *, quick: bool, seed: int) -> list[Row]:
+    def run(name: str, *, quick: bool, seed: int, report: object = None) -> list[Row]:
         asked.append((name, quick, seed))
         return [Row(f"{name} p50", 12.5, "us", bar=100.0, better="lower", n=10)]
 
