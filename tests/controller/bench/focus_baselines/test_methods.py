@@ -1,7 +1,9 @@
 """Every method runs on the simulated instrument and ends as it should."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from controller.bench.focus_baselines.chart import error_against_frames
@@ -11,6 +13,7 @@ from controller.bench.focus_baselines.methods import (
     eye,
     measure_table,
     rivals,
+    sharpness,
 )
 from controller.bench.focus_baselines.problem import (
     Condition,
@@ -20,7 +23,7 @@ from controller.bench.focus_baselines.problem import (
     subject_of,
 )
 from controller.bench.focus_baselines.score_loop import ScoreLoop
-from controller.bench.focus_baselines.spectral_pair import SpectralPair
+from controller.bench.focus_baselines.spectral_pair import SpectralPair, _pair_statistics
 from inference.focus.evaluate import FocusMethod
 
 PLAIN = Condition("plain")
@@ -71,6 +74,11 @@ def test_what_was_learnt_before_is_carried_over() -> None:
     # The program believes in an aperture that is off by this: the runs found it out.
     assert taught.blur_ratio * subject.nominal_alpha_ratio == pytest.approx(1.0, abs=0.12)
     assert plain.taught_by([]) is plain
+    results = [
+        run_one(problem_of(subject, PLAIN), replace(plain, blur_ratio=ratio), subject)
+        for ratio in (1.0, 1.4)
+    ]
+    assert results[0].sigma_dof != results[1].sigma_dof
 
 
 def test_the_fallback_gives_up_on_an_empty_field_and_goes_back() -> None:
@@ -93,6 +101,31 @@ def test_the_pair_corrects_astigmatism() -> None:
     result = _result(SpectralPair(test_dof=6.0, rounds=3), condition)
     assert result.start_stig_error_dof > 1.0
     assert result.stig_error_dof < 0.5 * result.start_stig_error_dof
+
+
+def test_the_pair_is_registered_before_it_is_compared() -> None:
+    subject = subject_of(11, 2, PLAIN.kinds)
+    problem = problem_of(subject, PLAIN)
+    pair = [problem.observe(replace(problem.focus, z_dof=problem.focus.z_dof + z)) for z in (-3, 5)]
+    first, second = (_pair_statistics(pair[0].pixels, seen.pixels) for seen in (pair[1], pair[0]))
+    moved = np.roll(pair[1].pixels, (3, -5), axis=(0, 1))
+    still = _pair_statistics(pair[0].pixels, moved)
+    low = slice(0, 40)
+    assert second.product[low] == pytest.approx(second.first[low])
+    assert still.product[low].sum() == pytest.approx(first.product[low].sum(), rel=0.05)
+
+
+def test_the_score_loop_stops_at_a_score_of_nine() -> None:
+    loop = ScoreLoop(sharpness("jpeg-size", 2.0), log_sharp=-20.0, log_blurred=-21.0)
+    assert _result(loop).frames == 4
+
+
+def test_a_search_that_is_not_sure_goes_back() -> None:
+    sweep = next(m for m in rivals() if m.name == "21 planes + parabola")
+    results = [_result(sweep, Condition("empty", kinds=("empty",)), run) for run in range(4)]
+    unsure = [r for r in results if not r.is_confident]
+    assert unsure
+    assert all(r.is_restored and r.reason for r in unsure)
 
 
 def test_the_score_loop_never_takes_more_than_it_says() -> None:

@@ -107,6 +107,12 @@ def test_the_stigmator_corrects_what_the_estimators_conventions_say(subject: Sub
     down = float(np.mean(np.square(np.diff(pixels, axis=0))))
     # z = -6, a = +6: along x (2 theta = 0) the radius is |z + a| = 0.
     assert across > 1.3 * down
+    # And b = +6: sharp along the diagonal to the right and down, for the image's y runs down.
+    problem.focus = FocusCommand(problem.start.z_dof, 0.0, -6.0)
+    pixels = problem.observe(FocusCommand(problem.start.z_dof - 6.0)).pixels.astype(np.float32)
+    falling = float(np.mean(np.square(pixels[2:, 2:] - pixels[:-2, :-2])))
+    rising = float(np.mean(np.square(pixels[2:, :-2] - pixels[:-2, 2:])))
+    assert falling > 1.3 * rising
 
 
 def test_without_a_stigmator_its_commands_do_nothing(subject: Subject) -> None:
