@@ -7,6 +7,7 @@ import pytest
 
 from controller.bench import BENCHES, Report, focus
 from controller.bench.focus import Plan, measure_with, our_rows, rival_rows, run_all, run_job
+from controller.bench.focus_baselines.methods import rivals
 from controller.bench.focus_baselines.problem import RunResult
 from controller.figures import Row
 
@@ -166,8 +167,8 @@ def test_signs_that_nobody_could_tell_are_left_out() -> None:
 
 def test_a_job_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(focus, "_CONDITIONS", (focus._BASE, focus._EMPTY))
-    monkeypatch.setattr(focus, "rivals", lambda: focus_rivals)
-    focus_rivals = tuple(m for m in _real_rivals() if m.name in ("golden section", "Fibonacci"))
+    some = tuple(m for m in rivals() if m.name in ("golden section", "Fibonacci"))
+    monkeypatch.setattr(focus, "rivals", lambda: some)
     found = run_job(1, [0, 1], Plan(ours=2, rivals=1, rivals_elsewhere=0, measures=0))
     done = [(r.run, r.condition, r.method) for r in found]
     assert done.count((0, BASE, OURS)) == 1
@@ -175,12 +176,6 @@ def test_a_job_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (0, BASE, "golden section") in done
     assert (1, BASE, "golden section") not in done
     assert len(done) == 2 * 2 + 2
-
-
-def _real_rivals() -> tuple[focus.FocusMethod, ...]:
-    from controller.bench.focus_baselines.methods import rivals
-
-    return rivals()
 
 
 def test_processes_agree_with_one_another_and_say_how_far_they_are() -> None:

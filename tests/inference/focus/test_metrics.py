@@ -8,6 +8,7 @@ from inference.api import BadImage
 from inference.focus.metrics import (
     METRICS,
     NAMES,
+    Grey,
     Metric,
     Normaliser,
     Preparation,
@@ -25,16 +26,16 @@ _QUADRATIC_WITH_NOISE = (
 )
 
 
-def _object(seed: int = 1) -> np.ndarray:
+def _object(seed: int = 1) -> Grey:
     rng = np.random.default_rng(seed)
     grains = cv2.GaussianBlur(rng.standard_normal((256, 256)).astype(np.float32), (0, 0), 2.0)
     return (100.0 + 30.0 * np.sign(grains)).astype(np.float32)
 
 
-def _at(defocus: float, noise: float = 0.0, seed: int = 3) -> np.ndarray:
+def _at(defocus: float, noise: float = 0.0, seed: int = 3) -> Grey:
     image = _object()
     if defocus:
-        image = cv2.GaussianBlur(image, (0, 0), abs(defocus))
+        image = cv2.GaussianBlur(image, (0, 0), abs(defocus)).astype(np.float32)
     noisy = image + noise * np.random.default_rng([seed, int(10 * defocus) + 99]).standard_normal(
         image.shape
     )

@@ -16,13 +16,15 @@ from controller.bench.focus_baselines.problem import (
 from inference.focus.api import FocusCommand
 from inference.focus.evaluate import FocusOutcome, FocusProblem
 from inference.focus.metrics import METRICS
+from simulator.specimen import SpecimenKind
 
 PLAIN = Condition("plain")
+KINDS: tuple[SpecimenKind, ...] = ("gold_on_carbon",)
 
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return subject_of(5, 3, ("gold_on_carbon",))
+    return subject_of(5, 3, KINDS)
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,12 @@ def _sharpness(problem: SimulatedProblem, z_dof: float) -> float:
 
 
 def test_everybody_meets_the_same_frames(subject: Subject) -> None:
-    one, two = problem_of(subject, PLAIN), problem_of(subject_of(5, 3, subject_kinds()), PLAIN)
+    one, two = problem_of(subject, PLAIN), problem_of(subject_of(5, 3, KINDS), PLAIN)
     assert one.start == two.start
     assert one.focus == two.focus
     for z in (0.0, 3.0):
         command = FocusCommand(one.start.z_dof + z)
         assert np.array_equal(one.observe(command).pixels, two.observe(command).pixels)
-
-
-def subject_kinds() -> tuple[str, ...]:
-    return ("gold_on_carbon",)
 
 
 def test_noise_changes_from_frame_to_frame_and_from_run_to_run(subject: Subject) -> None:

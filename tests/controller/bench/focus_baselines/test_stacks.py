@@ -9,7 +9,7 @@ import pytest
 from controller.bench.focus_baselines import stacks
 from controller.bench.focus_baselines.methods import rivals
 from controller.bench.focus_baselines.stacks import stack_rows
-from inference.focus.evaluate import Plane, StackBars, read_stack
+from inference.focus.evaluate import LEVELS, Plane, StackBars, read_stack
 
 
 def _stack(groups: tuple[str, ...] = ("",), reach: int = 6) -> list[Plane]:
@@ -43,7 +43,7 @@ def test_the_promised_rows_come_first_and_every_level_has_its_own() -> None:
 def test_rivals_are_helped_and_bear_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     some = tuple(m for m in rivals() if m.name.startswith(("two-pass 11+11 +", "ACNet", "ours")))
     monkeypatch.setattr(stacks, "rivals", lambda: some)
-    monkeypatch.setattr(stacks, "LEVELS", stacks.LEVELS[:1])
+    monkeypatch.setattr(stacks, "LEVELS", LEVELS[:1])
     told: list[tuple[int, int]] = []
     rows = stack_rows(_stack(), progress=lambda done, total: told.append((done, total)))
     by_name = {row.name: row for row in rows}
@@ -76,7 +76,7 @@ def test_the_fallback_is_within_a_third_of_a_step_on_the_real_stack(
     shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stacks, "rivals", lambda: rivals()[:1])
-    monkeypatch.setattr(stacks, "LEVELS", stacks.LEVELS[:1])
+    monkeypatch.setattr(stacks, "LEVELS", LEVELS[:1])
     planes = read_stack(shared_data / "focus" / "smear", r"(?P<z>-?\d+)\.png")
     rows = {row.name: row for row in stack_rows(planes)}
     assert rows["ours, classical fallback: within_tolerance"].value == 1.0
