@@ -103,13 +103,14 @@ class Plan:
     """How many runs."""
 
     ours: int  # of each condition
+    ours_astigmatic: int  # of those with astigmatism, whose estimate takes ten times as long
     rivals: int  # of the first condition
     rivals_elsewhere: int
     measures: int  # of the table of measures
 
 
-QUICK: Final = Plan(ours=10, rivals=8, rivals_elsewhere=1, measures=8)
-FULL: Final = Plan(ours=2_000, rivals=1_000, rivals_elsewhere=150, measures=150)
+QUICK: Final = Plan(10, 4, rivals=8, rivals_elsewhere=1, measures=8)
+FULL: Final = Plan(2_000, 2_000, rivals=1_000, rivals_elsewhere=150, measures=150)
 
 
 def measure(quick: bool, seed: int) -> list[Row]:
@@ -144,7 +145,7 @@ def _methods() -> dict[str, FocusMethod]:
 def _todo(run: int, plan: Plan) -> Iterator[tuple[Condition, str]]:
     """What is asked of one run's object."""
     for condition in _CONDITIONS:
-        if run < plan.ours:
+        if run < (plan.ours_astigmatic if condition.astigmatism_dof else plan.ours):
             yield condition, f"{OURS}, traced" if condition is _BASE else OURS
         most = plan.rivals if condition is _BASE else plan.rivals_elsewhere
         if condition in _FOR_RIVALS and run < most:
@@ -192,7 +193,7 @@ def run_all(
     plan: Plan, seed: int, progress: Callable[[str], None] | None = None
 ) -> list[RunResult]:
     """All runs, in order, whatever process they ran in."""
-    total = max(plan.ours, plan.rivals, plan.rivals_elsewhere, plan.measures)
+    total = max(plan.ours, plan.ours_astigmatic, plan.rivals, plan.rivals_elsewhere, plan.measures)
     jobs = [range(k, min(k + _RUNS_A_JOB, total)) for k in range(0, total, _RUNS_A_JOB)]
     workers = max(1, min(os.cpu_count() or 1, len(jobs)))
     with (

@@ -169,7 +169,7 @@ def test_a_job_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(focus, "_CONDITIONS", (focus._BASE, focus._EMPTY))
     some = tuple(m for m in rivals() if m.name in ("golden section", "Fibonacci"))
     monkeypatch.setattr(focus, "rivals", lambda: some)
-    found = run_job(1, [0, 1], Plan(ours=2, rivals=1, rivals_elsewhere=0, measures=0))
+    found = run_job(1, [0, 1], Plan(2, 2, rivals=1, rivals_elsewhere=0, measures=0))
     done = [(r.run, r.condition, r.method) for r in found]
     assert done.count((0, BASE, OURS)) == 1
     assert done.count((1, EMPTY, OURS)) == 1
@@ -179,7 +179,7 @@ def test_a_job_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_agree_with_one_another_and_say_how_far_they_are() -> None:
-    plan = Plan(ours=0, rivals=0, rivals_elsewhere=0, measures=5)
+    plan = Plan(0, 0, rivals=0, rivals_elsewhere=0, measures=5)
     said: list[str] = []
     spread = run_all(plan, 3, said.append)
     alone = run_job(3, [4], plan)
