@@ -83,9 +83,10 @@ def conclude(
         )
         downloads = tuple(_download(path, run.path) for path in paths)
     note("writing the report")
+    finished = _timed(state, settings)
     content = ReportContent(
         started=state.sessions[0],
-        finished=_timed(state, settings),
+        finished=finished,
         sessions=len(state.sessions),
         instrument_time_s=_last_known_s(state),
         wanted=wanted_in_words(settings),
@@ -108,7 +109,7 @@ def conclude(
         focus_points=tuple(state.focus_points),
         focus_surface=_surface_grid(state, settings, by_name),
         phases=tuple(phase_times(state)),
-        scan_bound=None if settings.instrument.driver == "replay" else _scan_bound(state),
+        scan_bound=_scan_bound(finished),
         skipped=tuple(state.skipped),
         refused=tuple(state.refused),
         frames_missing=tuple(state.missing),
@@ -149,10 +150,9 @@ def _timed(state: SearchState, settings: Settings) -> RunFinished | None:
     return replace(state.finished, scan_s=0.0, scan_bound_s=0.0)
 
 
-def _scan_bound(state: SearchState) -> ScanBound | None:
-    if state.finished is None or state.finished.scan_s <= 0.0:
+def _scan_bound(end: RunFinished | None) -> ScanBound | None:
+    if end is None or end.scan_s <= 0.0:
         return None
-    end = state.finished
     return ScanBound(end.scan_moves_s, end.scan_settling_s, end.scan_exposures_s)
 
 
