@@ -44,7 +44,7 @@ from controller.figures import Row
 from inference.focus.acnet import ACNet
 from inference.focus.api import FocusCommand
 from inference.focus.evaluate import FocusMethod, bootstrap, wilson
-from inference.focus.posterior import Prior
+from inference.focus.likelihood import Prior
 from simulator.specimen import GENERATED
 
 OURS: Final = "ours"

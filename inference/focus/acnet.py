@@ -32,7 +32,8 @@ from inference.focus.api import (
     Measure,
     NextStep,
 )
-from inference.focus.posterior import Prior, believe, best_bracket_dof
+from inference.focus.likelihood import Prior
+from inference.focus.posterior import believe, best_bracket_dof
 
 _COARSE_DOF = 40.0  # a range beyond this begins in the wide field
 _LOCATED_DOF = 5.0  # sigma at which the fine field takes over from the wide

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from inference.api import BadModel
 from inference.engine import Engine
 from inference.focus.api import FocusCommand, FocusView
-from inference.focus.posterior import Prior, believe_round
+from inference.focus.likelihood import Prior
+from inference.focus.posterior import believe_round
 from inference.focus.spectrum import BANDS, BandPower, Grey, band_powers
 
 F32: TypeAlias = npt.NDArray[np.float32]

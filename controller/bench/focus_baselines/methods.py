@@ -61,9 +61,10 @@ from inference.focus.api import FocusBelief, FocusView, Measure
 from inference.focus.api import GiveUp as NetGiveUp
 from inference.focus.evaluate import FocusMethod, FocusOutcome, FocusProblem
 from inference.focus.gradient import GradientSharpness
+from inference.focus.likelihood import Prior
 from inference.focus.metrics import NAMES, Image, Metric, Normaliser, Preparation
 from inference.focus.parabola import InverseParabola
-from inference.focus.posterior import Prior, believe
+from inference.focus.posterior import believe
 from inference.onnx_engine import OnnxEngine
 
 SharpnessOf = Callable[[Image], float]

@@ -45,8 +45,8 @@ from inference.focus.evaluate import (
     summary_rows,
 )
 from inference.focus.evaluate import Row as StackRow
+from inference.focus.likelihood import Prior
 from inference.focus.metrics import METRICS
-from inference.focus.posterior import Prior
 
 _ROBUST: Final = (sharpness("gradient-energy"), sharpness("tenengrad", 1.0))
 _BLUR_LOG_SD: Final = 0.25  # of the blur a step: nobody measured it

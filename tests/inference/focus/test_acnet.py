@@ -6,7 +6,7 @@ import pytest
 from inference.focus.acnet import ACNet, Limits
 from inference.focus.aenet import AENet
 from inference.focus.api import Done, FocusCommand, GiveUp, Measure
-from inference.focus.posterior import Prior
+from inference.focus.likelihood import Prior
 
 LOOK = AENet().look
 

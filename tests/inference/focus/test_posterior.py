@@ -4,7 +4,8 @@ import pytest
 
 from inference.focus.aenet import AENet
 from inference.focus.api import FocusCommand
-from inference.focus.posterior import Prior, believe, best_bracket_dof, coadded
+from inference.focus.likelihood import Prior, coadded
+from inference.focus.posterior import believe, best_bracket_dof
 
 LOOK = AENet().look
 

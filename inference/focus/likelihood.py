@@ -1,0 +1,305 @@
+"""How likely frames are, given where focus is: the model, and the sums every posterior needs.
+
+Log-power model of frame k in cell b (a band of frequency, or a band and a sector of direction):
+
+    log P_bk = log(S_b exp(g_k) <M^2(f R_k)>_b + N_k) + error
+    R_k^2 = c^2 [z_k^2 + A_k^2 + 2 z_k (a_k cos 2 theta + b_k sin 2 theta)]
+
+with z_k the command less the focus sought, (a_k, b_k) likewise for the stigmator, A^2 = a^2 + b^2.
+S, the object, is profiled out with a weak prior; g, the frame's gain, is a nuisance; the noise
+floor N is the frame's own; the blur's scale c and the probe's shape are summed over. Errors of the
+power in neighbouring bands go together, so the log-likelihood is divided by a temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.focus import blur
+from inference.focus.api import FocusCommand, FocusView
+from inference.focus.spectrum import SECTORS, BandPower, band_edges_cyc_px
+
+F32: TypeAlias = npt.NDArray[np.float32]
+F64: TypeAlias = npt.NDArray[np.floating[Any]]
+SECTOR_STRIDE = 2  # bands taken together where sectors are told apart
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is known before the first frame; `carried_over` adds what earlier runs taught."""
+
+    range_dof: float = 30.0  # focus lies within this of the first frame's command
+    astigmatism_dof: float = 0.0  # the most there may be; 0: not asked about
+    blur_px_per_dof: float = 1.0  # blur radius: 1 when a DOF is one pixel over the half-angle
+    blur_log_sd: float = 0.2
+    shape_probabilities: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)
+    gain_log_sd: float = 0.15  # of the power, frame to frame
+    spectrum_log_sd: float = 2.5
+    temperature: float = 1.2
+    sector_temperature: float = 1.8
+    model_log_sd: float = 0.06
+    halo_ratio: float = 0.0  # of the object's power that no blur takes away; see `believe`
+    least_sigma_dof: float = 0.05  # lens errors that no frame tells, in the best of cases
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Frames of one pixel size, measured at one binning."""
+
+    log_power: F32  # (k, cells, 1)
+    floor: F32  # (k, 1, 1)
+    modes: F32  # (k, cells, 1)
+    floor_modes: F32  # (k, 1, 1)
+    unevenness: F32  # (k, cells, 1), 1 over the number of modes that carry the power
+    ring: F32  # (cells, 1), cycles per pixel
+    band: npt.NDArray[np.intp]  # (cells,), row of the blur table
+    cos: F32  # (cells, 1), of twice the sector's angle
+    sin: F32
+    command: F64  # (k, 3): z, stigmator x and y
+    pixel: float  # size of a pixel here over the finest one's
+
+
+def coadded(views: Sequence[FocusView]) -> list[FocusView]:
+    """Frames at one command and one pixel size as one: at low dose the same places are repeated."""
+    groups: dict[tuple[FocusCommand, float], list[FocusView]] = {}
+    for view in views:
+        groups.setdefault((view.command, view.pixel_ratio), []).append(view)
+    result = []
+    for members in groups.values():
+        levels = tuple(_sum_of(same) for same in zip(*(v.levels for v in members), strict=False))
+        result.append(replace(members[0], levels=levels))
+    return result
+
+
+def _sum_of(levels: Sequence[BandPower]) -> BandPower:
+    if len(levels) == 1:
+        return levels[0]
+    return replace(
+        levels[0],
+        power=np.mean([level.power for level in levels], axis=0),
+        squares=np.mean([level.squares for level in levels], axis=0),
+        modes=np.sum([level.modes for level in levels], axis=0),
+        floor=float(np.mean([level.floor for level in levels])),
+        floor_modes=float(np.sum([level.floor_modes for level in levels])),
+    )
+
+
+def scale_grid(prior: Prior) -> tuple[F64, F64]:
+    """Blur radii in pixels per DOF that are summed over, and their log-weights."""
+    offsets = np.array([-1.8, -0.9, 0.0, 0.9, 1.8])
+    return prior.blur_px_per_dof * np.exp(prior.blur_log_sd * offsets), -0.5 * offsets**2
+
+
+def _groups(views: Sequence[FocusView]) -> list[tuple[float, list[tuple[FocusView, BandPower]]]]:
+    groups: dict[float, list[tuple[FocusView, BandPower]]] = {}
+    for view in views:
+        for level in view.levels:
+            pixel = round(view.pixel_ratio * level.binning, 3)
+            groups.setdefault(pixel, []).append((view, level))
+    return sorted(groups.items())
+
+
+def _commands(views: Sequence[FocusView]) -> F64:
+    return np.array([(v.command.z_dof, v.command.stig_x_dof, v.command.stig_y_dof) for v in views])
+
+
+def _column(values: F64) -> F32:
+    """(k, cells) -> (k, cells, 1), for candidates to broadcast over."""
+    return values[:, :, None].astype(np.float32)
+
+
+def ring_cells(views: Sequence[FocusView], sectors: Sequence[int] = range(SECTORS)) -> list[Cells]:
+    """Cells of one band; of a few sectors, the cells without modes there are left out."""
+    edges = band_edges_cyc_px()
+    ring = np.sqrt(edges[:-1] * edges[1:]).astype(np.float32)[:, None]
+    data = []
+    for pixel, members in _groups(views):
+        modes = np.array([m[1].modes[:, list(sectors)] for m in members])  # (k, bands, sectors)
+        total = modes.sum(axis=2)
+        kept = np.flatnonzero(total[0] >= 0.5)
+        power = (np.array([m[1].power[:, list(sectors)] for m in members]) * modes).sum(axis=2)
+        squares = (np.array([m[1].squares[:, list(sectors)] for m in members]) * modes).sum(axis=2)
+        data.append(
+            Cells(
+                log_power=_column(np.log(power[:, kept] / total[:, kept])),
+                floor=_column(np.array([[m[1].floor] for m in members])),
+                modes=_column(total[:, kept]),
+                floor_modes=_column(np.array([[m[1].floor_modes] for m in members])),
+                unevenness=_column(squares[:, kept] / np.square(power[:, kept])),
+                ring=ring[kept],
+                band=kept,
+                cos=np.zeros_like(ring[kept]),
+                sin=np.zeros_like(ring[kept]),
+                command=_commands([m[0] for m in members]),
+                pixel=pixel,
+            )
+        )
+    return data
+
+
+def sector_cells(views: Sequence[FocusView]) -> list[Cells]:
+    """Cells of two bands and one sector; cells without modes are left out."""
+    edges = band_edges_cyc_px()[::SECTOR_STRIDE]
+    bands = len(edges) - 1
+    ring = np.repeat(np.sqrt(edges[:-1] * edges[1:]), SECTORS)
+    angle = np.tile(np.arange(SECTORS) * (2.0 * math.pi / SECTORS), bands)  # twice the direction
+    data = []
+    for pixel, members in _groups(views):
+        split = (len(members), bands, SECTOR_STRIDE, SECTORS)
+        modes = np.array([m[1].modes for m in members])
+        merged = modes.reshape(split).sum(axis=2).reshape((len(members), -1))
+        flat = (len(members), -1)
+        power = (np.array([m[1].power for m in members]) * modes).reshape(split).sum(axis=2)
+        squares = (np.array([m[1].squares for m in members]) * modes).reshape(split).sum(axis=2)
+        power, squares = power.reshape(flat), squares.reshape(flat)
+        kept = np.flatnonzero(merged[0] >= 0.5)
+        data.append(
+            Cells(
+                log_power=_column(np.log(power[:, kept] / merged[:, kept])),
+                floor=_column(np.array([[m[1].floor] for m in members])),
+                modes=_column(merged[:, kept]),
+                floor_modes=_column(np.array([[m[1].floor_modes] for m in members])),
+                unevenness=_column(squares[:, kept] / np.square(power[:, kept])),
+                ring=ring[kept][:, None].astype(np.float32),
+                band=np.repeat(np.arange(bands), SECTORS)[kept],
+                cos=np.cos(angle[kept])[:, None].astype(np.float32),
+                sin=np.sin(angle[kept])[:, None].astype(np.float32),
+                command=_commands([m[0] for m in members]),
+                pixel=pixel,
+            )
+        )
+    return data
+
+
+def on_grid(
+    data: Sequence[Cells],
+    grid: F64,
+    scales: F64,
+    scale_weights: F64,
+    prior: Prior,
+    shapes: tuple[int, ...] = tuple(range(len(blur.SHAPES))),
+) -> tuple[F64, F64]:
+    """Log-posterior and misfit, (shapes, scales, grid)."""
+    shape = (len(shapes), len(scales), len(grid))
+    total = np.zeros(shape)
+    misfit = np.zeros(shape)
+    cells = 0
+    tables = blur.table()[list(shapes)]
+    for group in data:
+        k = len(group.command)
+        distance = np.abs(group.command[:, 0, None, None] - grid)  # (k, 1, grid)
+        radius = (distance * scales[None, :, None] / group.pixel).astype(np.float32)
+        steps = blur.radius_steps(radius)
+        low = steps.astype(np.intp)
+        part = steps - low
+        # (shapes, bands, k, scales, grid) -> (k, bands, candidates)
+        of_bands = tables[:, group.band]
+        m2 = of_bands[:, :, low] * (1.0 - part) + of_bands[:, :, low + 1] * part
+        m2 = m2.transpose(2, 1, 0, 3, 4).reshape(k, len(group.ring), -1)
+        wide = np.broadcast_to(radius[:, None], (k, shape[0], *radius.shape[1:])).reshape(k, 1, -1)
+        cost, chi2 = profiled(group, m2, wide, prior)
+        total -= cost.reshape(shape)
+        misfit += chi2.reshape(shape)
+        cells += k * len(group.ring)
+    total /= prior.temperature
+    total += scale_weights[None, :, None]
+    shape_p = np.array(prior.shape_probabilities)[list(shapes)]
+    total += np.log(np.maximum(shape_p, 1e-6))[:, None, None]
+    return total, misfit / cells
+
+
+def profiled(group: Cells, m2: F32, radius: F32, prior: Prior) -> tuple[F64, F64]:
+    """Negative log-likelihood with object and gains fitted, and the squared residuals, (g,)."""
+    cost, chi2, _ = fitted(group, m2, radius, prior)
+    return cost, chi2
+
+
+def fitted(group: Cells, m2: F32, radius: F32, prior: Prior) -> tuple[F64, F64, F32]:
+    """As `profiled`, and the object's log power, (cells, g).
+
+    m2: (k, cells, g); radius (k, cells or 1, g) px. Gauss-Newton in the logarithm of the object,
+    gains in turn; Huber's weights at 2.5.
+    """
+    y, floor = group.log_power, group.floor
+    k = len(y)
+    signal = np.maximum(np.exp(y) - floor, 0.1 * floor / np.sqrt(group.modes))
+    # Mean log power of micrographs and random textures in focus: a power law, a weak prior only.
+    mean_s = (-4.6 - 2.6 * np.log(group.ring / 0.1)).astype(np.float32)
+    log_s = np.log((signal * m2).sum(axis=0) / (m2 * m2).sum(axis=0))  # (cells, g)
+    log_s = np.clip(log_s, mean_s - 8.0, mean_s + 8.0)
+    gain = np.zeros((k, 1, m2.shape[2]), dtype=np.float32)
+    s_precision = np.float32(1.0 / prior.spectrum_log_sd**2)
+    g_precision = np.float32(1.0 / prior.gain_log_sd**2)
+    variance = weight = np.ones_like(m2)
+    for i in range(3):
+        part = np.exp(log_s + gain) * m2
+        total = part + floor
+        share = part / total
+        r = y - np.log(total)
+        if i < 2:
+            variance = variance_of(
+                share, np.exp(log_s + gain) / total, group, group.ring * radius, radius, prior
+            )
+        weight = share / variance * np.minimum(1.0, 2.5 * np.sqrt(variance) / (np.abs(r) + 1e-6))
+        curved = weight * share
+        along_s = (weight * r).sum(axis=0) - s_precision * (log_s - mean_s)
+        change = np.clip(along_s / (curved.sum(axis=0) + s_precision), -2.0, 2.0)
+        log_s = log_s + change
+        if k > 1:
+            r = r - share * change
+            gain = gain + ((weight * r).sum(axis=1, keepdims=True) - g_precision * gain) / (
+                curved.sum(axis=1, keepdims=True) + g_precision
+            )
+    r = y - np.log(np.exp(log_s + gain) * m2 + floor)
+    norm = r * r / variance
+    robust = np.where(norm < 6.25, 0.5 * norm, 2.5 * np.sqrt(norm) - 3.125)
+    cost = (robust + 0.5 * np.log(variance)).sum(axis=(0, 1), dtype=np.float64)
+    cost += 0.5 * g_precision * np.square(gain).sum(axis=(0, 1), dtype=np.float64)
+    cost += 0.5 * s_precision * np.square(log_s - mean_s).sum(axis=0, dtype=np.float64)
+    # The object is integrated out, not only fitted: without this a fit that leaves no residual wins
+    # by claiming the smallest errors, and one frame alone would always seem to be in focus.
+    known = (share * share / variance).sum(axis=0) + s_precision
+    cost += 0.5 * np.log(known).sum(axis=0, dtype=np.float64)
+    return cost, np.minimum(norm, 25.0).sum(axis=(0, 1), dtype=np.float64), log_s
+
+
+def variance_of(share: F32, halo: F32, group: Cells, x: F32, radius: F32, prior: Prior) -> F32:
+    """Variance of a log power: what counting scatters, and what the model leaves out.
+
+    share: signal over all power; halo: the same without blur; x: frequency times blur radius.
+    Strong blur shows the shape, which is not known, and brings in what lies outside the field;
+    power in a few peaks is not blurred by the band's average. The first two were fitted on
+    micrographs blurred by shapes outside the family; for the third a Gaussian's log M^2 changes by
+    2 (pi x)^2 d log f, and a band's frequencies scatter by 0.065 of themselves.
+    """
+    share2 = share * share
+    x2 = x * x
+    shape_error = np.square(0.35 * x2 / (x2 + 0.36))
+    exchange = np.square(radius * np.float32(1.0 / 37.0)) * (2.5 / group.modes)
+    peaks = group.unevenness * np.square(1.3 * x2 / (1.0 + x2))
+    model = np.float32(prior.model_log_sd**2) + shape_error + exchange + peaks
+    counted = (1.0 - share2) / group.modes + np.square(1.0 - share) / group.floor_modes
+    kept = np.square(np.float32(prior.halo_ratio) * halo)
+    variance: F32 = counted + share2 * model + kept + np.float32(3e-5)
+    return variance
+
+
+def summary(grid: F64, log_post: F64) -> tuple[float, float]:
+    """Mean of the highest peak's neighbourhood, and the whole posterior's spread about it."""
+    weights = np.exp(log_post - log_post.max()).sum(axis=(0, 1))
+    weights /= weights.sum()
+    low = high = int(np.argmax(weights))
+    while low > 0 and 1e-9 < weights[low - 1] <= 1.02 * weights[low]:
+        low -= 1
+    while high < len(grid) - 1 and 1e-9 < weights[high + 1] <= 1.02 * weights[high]:
+        high += 1
+    part = np.s_[low : high + 1]
+    z = float(weights[part] @ grid[part] / weights[part].sum())
+    step = float(grid[1] - grid[0])
+    return z, math.sqrt(float(weights @ np.square(grid - z)) + step**2 / 12.0)
