@@ -1,63 +1,31 @@
-"""The composition root: the only file that chooses drivers, detectors and clocks by name.
+"""The composition root: the only file that chooses drivers, engines, detectors and clocks by name.
 
-Everything else is handed what it works with. What a command of the command line does, from the
-settings to the printed result, is one function here.
+Everything else is handed what it works with; what a command does with it stands in `commands/`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import platform
-import tomllib
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.status import Status
-from rich.table import Table
-from rich.text import Text
-from shapely import unary_union
-from shapely.geometry import Polygon, box
-from shapely.geometry.base import BaseGeometry
+from shapely.geometry import Polygon
 
 import inference
-from controller import figures
-from controller.errors import BadSettings, ControllerError
-from controller.focusing.few_frames import FewFrames, FewFramesStep
-from controller.focusing.once import focus_instrument, write_strip
-from controller.geometry import CameraGeometry, footprint_um
-from controller.messages import CalibrationFitted, CatalogueEntry, Phase, RunStarted
+from controller.errors import BadSettings
+from controller.focusing.few_frames import FewFrames
+from controller.messages import CalibrationFitted
 from controller.record import rundir
-from controller.record.frames import FrameStore
-from controller.record.journal import Journal
 from controller.safety import Envelope
-from controller.search.conclude import conclude
-from controller.search.entries import tile_boxes_um
-from controller.search.report import Ladder, TruthRow
-from controller.search.run import Search, SearchResult
-from controller.search.scorecard import Scorecard, TruthTerrace, score
-from controller.search.state import SearchState, advance, folded
-from controller.settings import Settings, load_toml, validated
-from drivers.api import Frame, Instrument, Objective, Pixels
-from drivers.errors import DriverError, NoAnswer
+from controller.search.report import Ladder
+from controller.search.scorecard import TruthTerrace
+from controller.search.state import SearchState
+from controller.settings import Settings, validated
+from drivers.api import Instrument, Objective, Pixels
 from drivers.replay import ReplayMicroscope, ReplaySettings
 from inference.api import (
     Calibration,
@@ -70,21 +38,12 @@ from inference.api import (
 from inference.engine import Engine
 from inference.flakes import ladder as ladders
 from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
-from inference.flakes.contact_sheet import contact_sheet, write_sheet
-from inference.flakes.evaluate import (
-    Evaluation,
-    evaluate_folder,
-    images_in,
-    read_rgb,
-    truth_for,
-)
 from inference.flakes.physics_detector import (
     DetectorSettings,
     PhysicsDetector,
     calibrate,
     checked_image,
 )
-from inference.flakes.scoring import instances_from_detections
 from inference.focus.acnet import ACNet, Limits
 from inference.focus.aenet import AENet
 from inference.focus.gradient import GradientSharpness
@@ -93,7 +52,7 @@ from inference.focus.parabola import InverseParabola
 from inference.onnx_engine import OnnxEngine
 from simulator.clock import VirtualTimeLoop
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
-
+from simulator.sem import SemSettings, SimulatedSem
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +121,16 @@ class SetUp:
 def set_up(tables: dict[str, Any], file: str) -> SetUp:
     """Everything that a configuration asks for; raises BadSettings, and nothing was started."""
     settings = validated(Settings, tables, file)
-    detector = validated(DetectorSettings, settings.detector, file, prefix="detector")
+    detector = detector_settings(settings.detector, file)
     factory = loop_factory(settings, file)
     instrument = open_instrument(settings, file)
     check_together(settings, detector, instrument, file)
     return SetUp(settings, detector, instrument, factory, file)
+
+
+def detector_settings(table: dict[str, Any], file: str) -> DetectorSettings:
+    """What `[detector]` asks for. Raises BadSettings."""
+    return validated(DetectorSettings, table, file, prefix="detector")
 
 
 def open_instrument(settings: Settings, file: str) -> Instrument:
@@ -261,41 +225,27 @@ def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladde
     return curves
 
 
-def scorecard(
-    entries: Sequence[CatalogueEntry],
-    state: SearchState,
-    settings: Settings,
-    instrument: Instrument,
-) -> Scorecard:
-    """The catalogue against what the simulated chip really carries, where tiles looked.
-
-    A terrace counts when the scanned area shows all of it, an entry when it does not touch the
-    area's border: what goes on where nobody looked can be neither right nor wrong.
-    """
+def true_terraces(instrument: Instrument) -> tuple[TruthTerrace, ...] | None:
+    """What a simulated chip really carries, in stage um; None: this instrument does not know."""
     if not isinstance(instrument, SimulatedMicroscope):
-        raise TypeError("only a simulated instrument knows the truth")
+        return None
     chip = instrument.truth().chip
-    terraces: list[TruthTerrace] = []
-    if chip is not None and state.scan is not None:
-        seen = scanned_area(state)
-        for flake in chip.truth().flakes:
-            for terrace in flake.terraces:
-                shape = Polygon(chip.chip_to_stage_um(terrace.polygon_um))
-                shape = shape if shape.is_valid else shape.buffer(0)
-                if seen.contains(shape):
-                    terraces.append(TruthTerrace(flake.material, terrace.layers, shape))
-    wanted = settings.wanted
-    inside = scanned_area(state).buffer(-1.0)
-    kept = [
-        e for e in entries if e.score >= wanted.min_score and inside.contains(Polygon(e.outline_um))
-    ]
-    return score(kept, terraces, wanted.materials, wanted.layers, wanted.min_area_um2)
+    if chip is None:
+        return ()
+    terraces = []
+    for flake in chip.truth().flakes:
+        for terrace in flake.terraces:
+            shape = Polygon(chip.chip_to_stage_um(terrace.polygon_um))
+            shape = shape if shape.is_valid else shape.buffer(0)
+            terraces.append(TruthTerrace(flake.material, terrace.layers, shape))
+    return tuple(terraces)
 
 
-def scanned_area(state: SearchState) -> BaseGeometry:
-    """Union of the fields that were scanned."""
-    boxes = tile_boxes_um(state)
-    return unary_union([box(*boxes[i]) for shot, i in state.analysed if shot == "tile"])
+def true_defocus_um(instrument: Instrument) -> float | None:
+    """How far a simulated sample really is from focus; None: this instrument does not know."""
+    if isinstance(instrument, SimulatedSem | SimulatedMicroscope):
+        return instrument.truth().defocus_um
+    return None
 
 
 def few_frames(depth_of_field_um: float, has_stigmator: bool, range_dof: float) -> FewFrames:

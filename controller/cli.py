@@ -1,4 +1,4 @@
-"""The command line: reads words, calls `app`, turns errors into one clear line and an exit status.
+"""The command line: reads words, calls a command, turns errors into one clear line and a status.
 
 Status 0: done. 1: something failed safely. 2: the settings or the arguments are wrong, nothing was
 started. 130: stopped by Ctrl-C, safely, resumable.
@@ -14,7 +14,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from controller import app
+from controller.commands.bench import print_benches
+from controller.commands.doctor import examine
+from controller.commands.evaluate import replay_stack, score_flakes
+from controller.commands.focus import focus_once
+from controller.commands.search import resume_search, start_search
 from controller.errors import BadSettings, ControllerError
 from controller.record.rundir import NotARun
 from drivers.errors import DriverError
@@ -60,11 +64,11 @@ def search(
         if seed is not None or out is not None or override:
             msg = "--resume goes on with the run's own settings: no --seed, --out or --set"
             raise typer.BadParameter(msg)
-        status = app.resume_search(resume, _console())
+        status = resume_search(resume, _console())
     else:
         if config is None:
             raise typer.BadParameter("name a configuration file")
-        status = app.start_search(config, _console(), seed=seed, out=out, overrides=override or ())
+        status = start_search(config, _console(), seed=seed, out=out, overrides=override or ())
     if status:
         raise typer.Exit(status)
 
@@ -86,7 +90,7 @@ def evaluate_flakes(
     out: OutFile = None,
 ) -> None:
     """Score flake detection on images with instance masks: AP50, AP, precision, recall, time."""
-    app.evaluate_flakes(
+    score_flakes(
         images,
         masks,
         _console(),
@@ -111,7 +115,7 @@ def focus(
     ] = None,
 ) -> None:
     """Focus once where the instrument stands, in a handful of frames, and print each step."""
-    status = app.focus(config, _console(), strip=strip, overrides=override or ())
+    status = focus_once(config, _console(), strip=strip, overrides=override or ())
     if status:
         raise typer.Exit(status)
 
@@ -127,7 +131,7 @@ def bench(
     out: OutFile = None,
 ) -> None:
     """Measure the budgets on this machine and print them beside their bars."""
-    app.bench(name, _console(), quick=quick, seed=seed, out=out)
+    print_benches(name, _console(), quick=quick, seed=seed, out=out)
 
 
 @cli.command()
@@ -135,9 +139,7 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="TOML file to check and open")] = None,
 ) -> None:
     """Say what is installed, and whether a configuration's instrument opens and answers."""
-    status = app.doctor(config, _console())
-    if status:
-        raise typer.Exit(status)
+    examine(config, _console())
 
 
 @evaluate_cli.command("focus")
@@ -159,7 +161,7 @@ def evaluate_focus(
     out: OutFile = None,
 ) -> None:
     """Replay a real through-focus series from every start: success, error in steps, frames."""
-    app.evaluate_focus(
+    replay_stack(
         stack,
         pattern,
         _console(),

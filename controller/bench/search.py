@@ -24,7 +24,7 @@ from controller.record.frames import FrameStore
 from controller.record.journal import Journal
 from controller.search.entries import catalogue_of
 from controller.search.run import Search, SearchResult
-from controller.search.scorecard import Scorecard
+from controller.search.scorecard import Scorecard, scorecard
 from controller.search.state import SearchState, advance, folded
 from controller.settings import Settings, validated
 from inference.flakes.physics_detector import DetectorSettings
@@ -181,5 +181,5 @@ def searched(tables: Mapping[str, Any], parent: Path) -> Outcome:
         with asyncio.Runner(loop_factory=app.loop_factory(settings, "bench")) as runner:
             result = runner.run(search.run())
         entries = catalogue_of(state, settings.wanted)
-        card = app.scorecard(entries, state, settings, instrument)
+        card = scorecard(entries, app.true_terraces(instrument) or (), state, settings.wanted)
     return Outcome(result, state, entries, card, instrument.truth())

@@ -16,11 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from shapely.geometry import Polygon
+from shapely import unary_union
+from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 from shapely.strtree import STRtree
 
 from controller.messages import CatalogueEntry
+from controller.search.entries import tile_boxes_um
+from controller.search.state import SearchState
+from controller.settings import WantedSettings
 
 MATCH_IOU = 0.5
 
@@ -138,3 +142,29 @@ def score(
         position_rms_um=float(np.sqrt(np.mean(squared_um2))) if squared_um2 else None,
         duplicates=sum(len(found_by) > 1 for found_by in matches.values()),
     )
+
+
+def scanned_area(state: SearchState) -> BaseGeometry:
+    """Union of the fields that were scanned."""
+    boxes = tile_boxes_um(state)
+    return unary_union([box(*boxes[i]) for shot, i in state.analysed if shot == "tile"])
+
+
+def scorecard(
+    entries: Sequence[CatalogueEntry],
+    truth: Sequence[TruthTerrace],
+    state: SearchState,
+    wanted: WantedSettings,
+) -> Scorecard:
+    """The catalogue against what the simulated chip really carries, where tiles looked.
+
+    A terrace counts when the scanned area shows all of it, an entry when it does not touch the
+    area's border: what goes on where nobody looked can be neither right nor wrong.
+    """
+    seen = scanned_area(state)
+    inside = seen.buffer(-1.0)
+    kept = [
+        e for e in entries if e.score >= wanted.min_score and inside.contains(Polygon(e.outline_um))
+    ]
+    shown = [terrace for terrace in truth if seen.contains(terrace.shape_um)]
+    return score(kept, shown, wanted.materials, wanted.layers, wanted.min_area_um2)

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from controller import app, cli
+from controller.commands import search
 from controller.messages import Exposed, Fact, RunFinished, Saved
 from controller.record import rundir
 from controller.record.frames import FrameStore
@@ -1078,7 +1079,7 @@ def test_control_c(command, config, tmp_path, monkeypatch, where) -> None:
         if where == "in the scan":
             patched.setattr(Darkroom, "take", interrupted)
         else:
-            patched.setattr(app, "conclude", at_once)
+            patched.setattr(search, "conclude", at_once)
         ended = command("search", config(), "--out", tmp_path / "runs")
     assert (ended.status, ended.line) == (130, "")
     run = the_run(tmp_path / "runs")

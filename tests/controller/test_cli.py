@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from controller import app, cli
+from controller import cli
 from controller.errors import BadSettings, SearchFailed, UnsafeCommand
 from controller.figures import Row
 from controller.record.rundir import BadRecord, NotARun
@@ -97,8 +97,8 @@ def test_refused(words, said) -> None:
 
 def test_arguments_reach_the_search(monkeypatch, tmp_path) -> None:
     asked = []
-    monkeypatch.setattr(app, "start_search", lambda *a, **k: asked.append((a, k)) or 0)
-    monkeypatch.setattr(app, "resume_search", lambda *a: asked.append(a) or 0)
+    monkeypatch.setattr(cli, "start_search", lambda *a, **k: asked.append((a, k)) or 0)
+    monkeypatch.setattr(cli, "resume_search", lambda *a: asked.append(a) or 0)
     words = ["--seed", "7", "--out", tmp_path, "--set", "a.b=1", "--set", "c='x y'"]
     assert called("search", "some.toml", *words).exit_code == 0
     assert called("search", "--resume", tmp_path).exit_code == 0
@@ -110,7 +110,7 @@ def test_arguments_reach_the_search(monkeypatch, tmp_path) -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 130])
 def test_the_search_decides_the_exit_status(monkeypatch, status) -> None:
-    monkeypatch.setattr(app, "start_search", lambda *_, **__: status)
+    monkeypatch.setattr(cli, "start_search", lambda *_, **__: status)
     assert called("search", "some.toml").exit_code == status
 
 
@@ -130,7 +130,7 @@ def test_an_error_is_one_line_and_a_status(monkeypatch, capsys, error, status) -
     def fails(*_: object, **__: object) -> int:
         raise error
 
-    monkeypatch.setattr(app, "start_search", fails)
+    monkeypatch.setattr(cli, "start_search", fails)
     monkeypatch.setattr("sys.argv", ["scopeloop", "search", "some.toml"])
     error.add_note("and something [red]else[/]\non two lines")
     with pytest.raises(SystemExit) as ended:
@@ -141,7 +141,7 @@ def test_an_error_is_one_line_and_a_status(monkeypatch, capsys, error, status) -
 
 
 def test_a_mistake_in_the_program_is_not_hidden(monkeypatch) -> None:
-    monkeypatch.setattr(app, "start_search", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(cli, "start_search", lambda *_, **__: 1 // 0)
     monkeypatch.setattr("sys.argv", ["scopeloop", "search", "some.toml"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

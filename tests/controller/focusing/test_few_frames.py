@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from controller import app
+from controller.commands.overrides import overridden
 from controller.focusing.few_frames import FewFrames
 from controller.focusing.once import focus_instrument, strip
 from controller.settings import Settings, load_toml, validated
@@ -20,7 +21,7 @@ class Stop(Exception):
 
 
 def focused(*overrides, on_step=lambda _: None):
-    tables = app.overridden(load_toml(CONFIG)[0], ["run.clock=ideal", *overrides])
+    tables = overridden(load_toml(CONFIG)[0], ["run.clock=ideal", *overrides])
     settings = validated(Settings, tables, str(CONFIG))
     instrument = app.open_instrument(settings, str(CONFIG))
 

@@ -24,6 +24,7 @@ import pytest
 from rich.console import Console
 
 from controller import app
+from controller.commands.search import start_search
 from controller.errors import ControllerError, MoveFailed, SearchFailed
 from controller.geometry import CameraGeometry
 from controller.messages import (
@@ -46,6 +47,7 @@ from controller.record.frames import FrameStore
 from controller.record.journal import Journal
 from controller.search.entries import catalogue_of
 from controller.search.run import Search
+from controller.search.scorecard import Scorecard, scorecard
 from controller.search.state import SearchState, advance, folded
 from controller.settings import Settings, load_toml, validated
 from drivers.errors import DriverError, LinkLost
@@ -116,6 +118,12 @@ class Run:
     @property
     def entries(self) -> tuple[CatalogueEntry, ...]:
         return catalogue_of(self.state, self.settings.wanted)
+
+    @property
+    def card(self) -> Scorecard:
+        terraces = app.true_terraces(self.instrument)
+        assert terraces is not None
+        return scorecard(self.entries, terraces, self.state, self.settings.wanted)
 
     def exposed(self, shot: ShotKind) -> Counter[int]:
         """How often each index was exposed."""
@@ -199,7 +207,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
 
         patch.setattr(app, "open_instrument", spy)
         parent = tmp_path_factory.mktemp("smoke")
-        status = app.start_search(SMOKE, Console(file=printed, width=200), out=parent)
+        status = start_search(SMOKE, Console(file=printed, width=200), out=parent)
     assert status == 0
     (folder,) = parent.iterdir()
     with Journal(folder / "journal.sqlite", is_read_only=True) as journal:
@@ -213,7 +221,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
 
 def test_everything_wanted_is_found_where_it_is(smoke: tuple[Run, str]) -> None:
     run, printed = smoke
-    card = app.scorecard(run.entries, run.state, run.settings, run.instrument)
+    card = run.card
     assert sum(row.present for row in card.rows) >= 10, "the chip has too little on it to show much"
     assert [(row.layers, row.missed, row.false) for row in card.rows] == [
         (layers, 0, 0) for layers in (1, 2, 3, 4)
@@ -532,7 +540,7 @@ def test_a_turned_and_mirrored_camera_of_12_bits_finds_the_same(tmp_path: Path, 
         },
     )
     assert run.error is None
-    card = app.scorecard(run.entries, run.state, run.settings, run.instrument)
+    card = run.card
     assert sum(row.found for row in card.rows) >= 3
     assert sum(row.missed for row in card.rows) == 0
     assert card.position_rms_um is not None
