@@ -18,14 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from shapely import affinity
 
+from inference.api import BadModel
+from inference.flakes.material_cards import load_cards
 from inference.flakes.materials import MATERIALS, Material
 from simulator import shapes
 from simulator.shapes import Points
@@ -56,6 +66,7 @@ class ChipSettings(BaseModel):
     ] = (0.0, 0.0)  # rise along the stage's x and y
     bow_um: float = Field(default=0.0, ge=-200.0, le=200.0)  # > 0: the centre above the corners
 
+    material_cards: tuple[str, ...] = Field(default=(), max_length=64)  # files or folders of them
     materials: tuple[str, ...] = Field(default=("graphene",), min_length=1, max_length=16)
     index_curves: Mapping[str, str] = Field(default_factory=dict)  # material: its measurement
     flakes_per_mm2: Density = 10.0  # of each material, thick ones included
@@ -81,12 +92,23 @@ class ChipSettings(BaseModel):
     scratches_per_mm2: Density = 0.12
     fiducials: bool = True  # gold crosses near the corners, the first of them marked
 
+    @field_validator("material_cards")
+    @classmethod
+    def _are_readable(cls, material_cards: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            load_cards(material_cards)
+        except BadModel as error:
+            raise ValueError(str(error)) from None
+        return material_cards
+
     @field_validator("materials")
     @classmethod
-    def _are_known(cls, materials: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [key for key in materials if key not in MATERIALS]
+    def _are_known(cls, materials: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        cards = load_cards(info.data.get("material_cards", ()))
+        known = [*MATERIALS, *(card.key for card in cards)]
+        unknown = [key for key in materials if key not in known]
         if unknown:
-            raise ValueError(f"unknown materials {unknown}; there are {sorted(MATERIALS)}")
+            raise ValueError(f"unknown materials {unknown}; there are {sorted(known)}")
         if len(set(materials)) != len(materials):
             raise ValueError("a material is named twice")
         return materials
@@ -117,8 +139,15 @@ class ChipSettings(BaseModel):
 
     def material(self, key: str) -> Material:
         """The crystal, with the index it is painted with here."""
-        material = MATERIALS[key]
+        material = _crystals(self.material_cards)[key]
         return material.with_curve(self.index_curves[key]) if key in self.index_curves else material
+
+
+@cache
+def _crystals(material_cards: tuple[str, ...]) -> Mapping[str, Material]:
+    """Built in, and from cards; the cards are read once."""
+    cards = load_cards(material_cards)
+    return {**MATERIALS, **{card.key: card.material() for card in cards}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +438,7 @@ class _Layout:
         planned.sort(key=lambda plan: -plan[0])
         for area, key, layers in planned:
             lattice = float(rng.uniform(0.0, np.pi))
-            outline = shapes.crystal(rng, area, MATERIALS[key].corner_deg, lattice)
+            outline = shapes.crystal(rng, area, settings.material(key).corner_deg, lattice)
             reach = np.asarray(outline.exterior.coords)
             radius = float(np.hypot(reach[:, 0], reach[:, 1]).max())
             spot = self._spot(rng, radius, gap_um=2.0)

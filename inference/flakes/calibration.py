@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from inference.api import BadModel, Calibration
 from inference.flakes.ladder import Optics, bare_signal, layer_grid, model_contrast
-from inference.flakes.materials import MATERIALS, curves, curves_of
+from inference.flakes.materials import curves, curves_of
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -155,7 +155,7 @@ def fit_calibration(
             continue
         for measurement in curves_of(material):
             other = replace(optics, index_curves=(*optics.index_curves, (material, measurement)))
-            if other.material(material).curve.key == MATERIALS[material].curve.key:
+            if other.material(material).curve.key == optics.material(material).curve.key:
                 continue
             guess = _fitted(pooled, other)
             if guess.value(pooled) > best.value(pooled) + pooled.pull * _CURVE_COST:
@@ -262,7 +262,7 @@ def _merit(levels: _Levels, oxide_nm: float, gains: FloatArray, optics: Optics) 
     size = np.linalg.norm(colours, axis=1)
     explained = np.zeros(len(colours), dtype=np.float32)
     for material in levels.materials:
-        layer_nm = MATERIALS[material].layer_thickness_nm
+        layer_nm = optics.material(material).layer_thickness_nm
         grid = layer_grid(layer_nm)
         curve = model_contrast(material, round(oxide_nm, 1), optics) * gains
         whole = np.isclose(grid, np.round(grid)) & (grid >= 1.0)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.api import Calibration
+from inference.flakes.material_cards import MaterialCard
 from inference.flakes.materials import MATERIALS, SI, SIO2, Material
 from inference.flakes.thin_film import WAVELENGTHS_NM, Illuminant, Layer, stack_rgb
 
@@ -30,17 +31,52 @@ _COLOUR_FROM, _COLOUR_TO = -1.0, 1.56  # contrasts the table covers; cells of 0.
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """What a microscope's camera makes of a contrast beyond thin-film physics, per channel.
+
+    measured = gain * model + offset * (1 - exp(-|model| / 0.1)): affine for anything that can be
+    seen, and still zero on the bare substrate, whose contrast is zero by definition.
+    """
+
+    gain_rgb: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    offset_rgb: tuple[float, float, float] = (0.0, 0.0, 0.0)  # contrast units
+
+    def applied(self, contrast_rgb: FloatArray) -> FloatArray:
+        """Corrected contrasts of (..., 3) model contrasts."""
+        if self == _NO_CORRECTION:
+            return contrast_rgb
+        size = np.linalg.norm(contrast_rgb, axis=-1, keepdims=True)
+        offset = np.asarray(self.offset_rgb) * correction_onset(size)
+        return np.asarray(contrast_rgb * np.asarray(self.gain_rgb) + offset, dtype=np.float32)
+
+
+def correction_onset(size: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """How much of a correction's offset a colour gets that is so far from the substrate's, 0..1."""
+    return np.asarray(1.0 - np.exp(-size / _OFFSET_ONSET), dtype=np.float64)
+
+
+_OFFSET_ONSET = 0.1
+_NO_CORRECTION = Correction()
+
+
+@dataclass(frozen=True, slots=True)
 class Optics:
-    """What the ladder's physics needs to know of the microscope."""
+    """What the ladder's physics needs to know of the microscope, and of crystals not built in."""
 
     numerical_aperture: float = 0.45
     lamp_k: float = 3200.0
     index_curves: tuple[tuple[str, str], ...] = ()  # (material, measurement); else the usual one
+    cards: tuple[MaterialCard, ...] = ()  # crystals known from a card only
+    correction: Correction = _NO_CORRECTION
 
     def material(self, key: str) -> Material:
         """The crystal with the index curve chosen for it. Raises KeyError for unknown names."""
+        for new in self.cards:
+            if new.key == key:
+                return new.material()
         if key not in MATERIALS:
-            raise KeyError(f"no material {key!r}; there are {', '.join(sorted(MATERIALS))}")
+            known = sorted([*MATERIALS, *(new.key for new in self.cards)])
+            raise KeyError(f"no material {key!r}; there are {', '.join(known)}")
         measurement = dict(self.index_curves).get(key)
         card = MATERIALS[key]
         return card if measurement is None else card.with_curve(measurement)
@@ -186,11 +222,12 @@ def layer_grid(layer_nm: float, fine_layers: float = 14.0) -> FloatArray:
 
 @lru_cache(maxsize=512)
 def model_contrast(material: str, oxide_nm: float, optics: Optics) -> FloatArray:
-    """Contrasts on `layer_grid`, (n, 3), before any gain; read-only."""
+    """Contrasts on `layer_grid`, (n, 3), before any fitted gain; read-only."""
     card = optics.material(material)
     grid_nm = layer_grid(card.layer_thickness_nm).astype(np.float64) * card.layer_thickness_nm
     flake = _signal(oxide_nm, optics, [(card.index(WAVELENGTHS_NM), grid_nm)])
     contrast = (flake / bare_signal(oxide_nm, optics) - 1.0).astype(np.float32)
+    contrast = optics.correction.applied(contrast)
     contrast.setflags(write=False)
     return contrast
 
@@ -217,7 +254,7 @@ def _signal(oxide_nm: float, optics: Optics, films: list[Layer]) -> npt.NDArray[
 @lru_cache(maxsize=64)
 def ladder(material: str, calibration: Calibration, optics: Optics) -> Ladder:
     """The ladder that a calibrated microscope should see."""
-    layer_nm = MATERIALS[material].layer_thickness_nm
+    layer_nm = optics.material(material).layer_thickness_nm
     gain = np.asarray(calibration.gain_rgb, dtype=np.float32)
     contrast = model_contrast(material, round(calibration.oxide_nm, 1), optics) * gain
     return Ladder(material, layer_nm, layer_grid(layer_nm), contrast, calibration.gain_rgb)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from inference.api import BadImage, Calibration, Detection, FlakeAnswer, ImageRGB
+from inference.api import BadImage, BadModel, Calibration, Detection, FlakeAnswer, ImageRGB
 from inference.flakes.background import (
     Background,
     coarse_flat_field,
@@ -39,6 +40,7 @@ from inference.flakes.ladder import (
     colour_cell_centres,
     colour_table,
 )
+from inference.flakes.material_cards import MaterialCard, load_cards
 from inference.flakes.materials import MATERIALS, curves, curves_of
 from inference.flakes.segmentation import (
     DARK,
@@ -68,6 +70,8 @@ class DetectorSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    material_cards: tuple[str, ...] = Field((), max_length=64)
+    """Files, or folders of them, that describe crystals not built in (see `material_cards`)."""
     materials: tuple[str, ...] = Field(("graphene",), min_length=1, max_length=8)
     oxide_nm: float = Field(90.0, ge=10.0, le=1000.0)
     numerical_aperture: float = Field(0.45, gt=0.0, lt=1.0)
@@ -85,14 +89,23 @@ class DetectorSettings(BaseModel):
     half_width_min_px: float = Field(2.0, ge=0.0, le=100.0)
     score_min: float = Field(0.02, ge=0.0, le=1.0)
 
+    @field_validator("material_cards")
+    @classmethod
+    def _are_readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            load_cards(value)
+        except BadModel as error:
+            raise ValueError(str(error)) from None
+        return value
+
     @field_validator("materials")
     @classmethod
-    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [key for key in value if key not in MATERIALS]
+    def _are_known(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        cards = load_cards(info.data.get("material_cards", ()))
+        known = [*MATERIALS, *(card.key for card in cards)]
+        unknown = [key for key in value if key not in known]
         if unknown:
-            raise ValueError(
-                f"no material {unknown[0]!r}; there are {', '.join(sorted(MATERIALS))}"
-            )
+            raise ValueError(f"no material {unknown[0]!r}; there are {', '.join(sorted(known))}")
         if len(set(value)) != len(value):
             raise ValueError("a material is named twice")
         return value
@@ -110,8 +123,17 @@ class DetectorSettings(BaseModel):
     def optics(self) -> Optics:
         """The part that the ladder's physics needs."""
         return Optics(
-            self.numerical_aperture, self.lamp_k, tuple(sorted(self.index_curves.items()))
+            self.numerical_aperture,
+            self.lamp_k,
+            tuple(sorted(self.index_curves.items())),
+            _cards(self.material_cards),
         )
+
+
+@lru_cache(maxsize=16)
+def _cards(material_cards: tuple[str, ...]) -> tuple[MaterialCard, ...]:
+    """Read once: a card that changes under a running search must not change its layers."""
+    return load_cards(material_cards)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
