@@ -13,39 +13,19 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from inference.figures import Row as Row
+
 VERSIONS_OF = ("scopeloop", "numpy", "opencv-python-headless", "zarr", "pydantic")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure."""
-
-    name: str
-    value: float | None  # None: could not be measured here; `note` says why
-    unit: str = ""
-    bar: float | None = None
-    better: Literal["lower", "higher"] = "higher"  # which side of the bar is good
-    baseline: float | None = None  # the rival's or the older figure, measured or cited in `note`
-    n: int | None = None
-    ci95: tuple[float, float] | None = None
-    note: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """None where there is no bar or no value."""
-        if self.bar is None or self.value is None:
-            return None
-        return self.value <= self.bar if self.better == "lower" else self.value >= self.bar
 
 
 def machine() -> dict[str, Any]:

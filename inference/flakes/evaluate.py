@@ -1,9 +1,10 @@
 """How good a flake detector is on a folder of photographs whose flakes somebody has outlined.
 
-One way of measuring for everybody: our detector, or label images that another program left in a
-folder, go through the same matching (`scoring`). Truth is either one label image a photograph
-(8 or 16 bit, one value an instance, 0 for none, same stem as the photograph) or one COCO file
-(RLE or polygons; an annotation may say `layers` and `material`).
+One way of measuring for everybody: our detector, or what another program left in a folder, go
+through the same matching (`scoring`), and truth and predictions come in the same forms (`masks`).
+Regions that nobody judges, such as real terraces that the labels leave out, count neither as hit
+nor as false alarm; beside that precision stands the stricter one, in which each of those regions
+excuses one prediction only, and only one that outlines it (IoU 0.5).
 
 The detector is calibrated on the photographs themselves, never on their masks. Figures come with a
 bootstrap over photographs: flakes of one photograph stand and fall together.
@@ -11,53 +12,61 @@ bootstrap over photographs: flakes of one photograph stand and fall together.
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Final, Literal
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
-from inference.api import BadImage, BadModel, FlakeAnswer, ImageRGB
+from inference.api import BadImage, BadModel, FlakeAnswer, FlakeDetector
+from inference.figures import Row as Row
 from inference.flakes.calibration import SubstrateCalibration
+from inference.flakes.masks import (
+    images_in,
+    layer_points,
+    predictions_for,
+    read_coco,
+    read_rgb,
+    truth_for,
+)
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, calibrate
 from inference.flakes.scoring import (
     Instance,
+    Overlaps,
     Scores,
     instances_from_detections,
-    instances_from_labels,
     iou_matrix,
     match_by_iou,
+    overlaps_of,
     score_overlaps,
 )
 
-IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
-LABEL_SUFFIXES: tuple[str, ...] = (".png", ".tif", ".tiff")
-SCORE_CUTS: tuple[float, ...] = (0.1, 0.2, 0.3)
+SCORE_CUTS: Final = (0.1, 0.2, 0.3)
+SIZES_UM2: Final = (0.0, 100.0, 300.0, 1000.0, float("inf"))  # bins of area
+COUNTED_LAYERS: Final = 6  # up to here a layer number is expected to be exact
 
 _RESAMPLES = 200
 _TIMED_REPEATS = 3
 
 Progress = Callable[[int, int], None]  # photographs done, photographs in all
+MakeDetector = Callable[[DetectorSettings, Sequence[SubstrateCalibration]], FlakeDetector]
+Fate = Literal["hit", "miss", "false alarm", "ignored"]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure of the result, in the words of every `evaluate` command."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """One instance and what became of it."""
 
-    name: str
-    value: float | None  # None: could not be measured here; `note` says why
-    unit: str = ""
-    bar: float | None = None
-    better: Literal["lower", "higher"] = "higher"
-    baseline: float | None = None
-    n: int | None = None
-    ci95: tuple[float, float] | None = None
-    note: str = ""
+    fate: Fate
+    instance: Instance  # the prediction; of a miss, the truth
+    truth: Instance | None  # of a hit
+    iou: float  # with its truth; else the largest with any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +77,36 @@ class ImageResult:
     scores: Scores
     answer: FlakeAnswer | None  # None: predictions came from files
     wall_s: float | None  # None: nothing was run
+    cpu_s: float | None  # of all threads; None: nothing was run
+    true: tuple[Instance, ...]
+    predicted: tuple[Instance, ...]
+    ignored: tuple[Instance, ...]  # regions that nobody judges
+    overlaps: Overlaps
+
+    def judged(self, score_cut: float = 0.0) -> tuple[Judged, ...]:
+        """Every instance with its fate: predictions in the order given, then misses."""
+        keep = np.flatnonzero(self.overlaps.scores >= score_cut)
+        real = [t for t in self.true if not t.is_crowd]
+        ious = self.overlaps.ious
+        matches = {
+            int(keep[m.predicted]): m for m in match_by_iou(ious[keep], self.overlaps.scores[keep])
+        }
+        found = []
+        for k in keep.tolist():
+            best = float(ious[k].max(initial=0.0))
+            if k in matches:
+                match = matches[k]
+                found.append(Judged("hit", self.predicted[k], real[match.true], match.iou))
+            elif self.overlaps.ignored[k] >= 0.5:
+                found.append(Judged("ignored", self.predicted[k], None, best))
+            else:
+                found.append(Judged("false alarm", self.predicted[k], None, best))
+        met = {m.true for m in matches.values()}
+        for j, instance in enumerate(real):
+            if j not in met:
+                best = float(ious[keep, j].max(initial=0.0))
+                found.append(Judged("miss", instance, None, best))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,194 +117,36 @@ class Evaluation:
     scores: Scores
     images: tuple[ImageResult, ...]
     calibrations: tuple[SubstrateCalibration, ...]  # empty: predictions came from files
+    pixel_size_nm: float
+    score_cut: float
 
-
-def read_rgb(path: Path) -> ImageRGB:
-    """Read a photograph as (h, w, 3) RGB of 8 or 16 bits. Raises BadImage, naming the file."""
-    image = _decoded(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    if image.dtype not in (np.uint8, np.uint16):
-        raise BadImage(f"{path}: need 8 or 16 bits a channel, got {image.dtype}")
-    if image.ndim == 2:
-        return np.ascontiguousarray(np.repeat(image[..., None], 3, axis=-1))
-    return np.ascontiguousarray(image[..., 2::-1])
-
-
-def read_labels(path: Path) -> npt.NDArray[np.integer]:
-    """Read a label image, (h, w) of 8 or 16 bits. Raises BadImage, naming the file."""
-    labels = _decoded(path, cv2.IMREAD_UNCHANGED)
-    if labels.ndim == 3 and all(np.array_equal(labels[..., 0], labels[..., c]) for c in (1, 2)):
-        labels = labels[..., 0]
-    if labels.ndim != 2 or labels.dtype not in (np.uint8, np.uint16):
-        raise BadImage(
-            f"{path}: a label image has one channel of 8 or 16 bits, got "
-            f"{labels.shape} {labels.dtype}"
+    def csv(self) -> str:
+        """One line an instance: what it is, where it lies and what became of it."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(
+            ["image", "fate", "x_px", "y_px", "area_um2", "score", "layers", "true_layers", "iou"]
         )
-    return labels
-
-
-def _decoded(path: Path, flags: int) -> npt.NDArray[Any]:
-    try:
-        # Not cv2.imread: it cannot open paths with letters beyond ASCII on Windows.
-        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-    except OSError as error:
-        raise BadImage(f"{path}: cannot be read: {error}") from error
-    try:
-        image = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error as error:
-        raise BadImage(f"{path}: cannot be decoded as an image: {error}") from error
-    if image is None:
-        raise BadImage(f"{path}: cannot be decoded as an image")
-    return np.asarray(image)
-
-
-# --- COCO ------------------------------------------------------------------------------------
-
-
-def rle_mask(counts: Sequence[int], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Mask (h, w) from run lengths down the columns, the first of them of zeros."""
-    runs = np.asarray(counts, dtype=np.int64)
-    if (runs < 0).any() or int(runs.sum()) != height * width:
-        raise ValueError(f"runs sum to {int(runs.sum())}, not to {height} x {width}")
-    values = np.arange(runs.size) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
-
-
-def rle_counts(text: str) -> list[int]:
-    """Run lengths from COCO's compressed text.
-
-    Each number is written in groups of five bits, the lowest first, as characters from 48 on; bit
-    32 says that more follows, bit 16 of the last group is the sign; from the fourth number on, what
-    is written is the difference to the number two places before.
-    """
-    counts: list[int] = []
-    at = 0
-    while at < len(text):
-        value, shift, more = 0, 0, True
-        while more:
-            if at >= len(text):
-                raise ValueError("the text ends within a number")
-            group = ord(text[at]) - 48
-            if not 0 <= group < 64:
-                raise ValueError(f"character {text[at]!r} cannot occur")
-            value |= (group & 31) << shift
-            more = bool(group & 32)
-            at, shift = at + 1, shift + 5
-            if not more and group & 16:
-                value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-    return counts
-
-
-def read_coco(path: Path) -> dict[str, tuple[Instance, ...]]:
-    """Instances by the stem of the photograph's file name. Raises BadModel, naming the entry."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images = {entry["id"]: entry for entry in content["images"]}
-        annotations = content["annotations"]
-        categories = {c["id"]: str(c["name"]) for c in content.get("categories", [])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadModel(f"{path}: cannot be read as a COCO file: {error!r}") from error
-    found: dict[str, list[Instance]] = {Path(str(e["file_name"])).stem: [] for e in images.values()}
-    for number, annotation in enumerate(annotations):
-        try:
-            image = images[annotation["image_id"]]
-            mask = _coco_mask(annotation["segmentation"], int(image["height"]), int(image["width"]))
-            layers = annotation.get("layers")
-            found[Path(str(image["file_name"])).stem].append(
-                cut_out(
-                    mask,
-                    float(annotation.get("score", 1.0)),
-                    None if layers is None else int(layers),
-                    annotation.get("material") or categories.get(annotation.get("category_id")),
+        for image in self.images:
+            for one in image.judged(self.score_cut):
+                what, truth = one.instance, one.truth
+                is_miss = one.fate == "miss"
+                true_layers = what.layers if is_miss else None if truth is None else truth.layers
+                rows, columns = np.nonzero(what.mask)
+                writer.writerow(
+                    [
+                        image.name,
+                        one.fate,
+                        f"{what.box_x_px + columns.mean():.1f}",
+                        f"{what.box_y_px + rows.mean():.1f}",
+                        f"{what.area_px * _px_um2(self.pixel_size_nm):.1f}",
+                        "" if is_miss else f"{what.score:.4f}",
+                        "" if is_miss or what.layers is None else what.layers,
+                        "" if true_layers is None else true_layers,
+                        f"{one.iou:.3f}",
+                    ]
                 )
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadModel(f"{path}: annotations[{number}]: {error!r}") from error
-    return {stem: tuple(instances) for stem, instances in found.items()}
-
-
-def _coco_mask(segmentation: object, height: int, width: int) -> npt.NDArray[np.bool_]:
-    if isinstance(segmentation, Mapping):
-        counts = segmentation["counts"]
-        size = tuple(int(v) for v in segmentation.get("size", (height, width)))
-        if size != (height, width):
-            raise ValueError(f"size {size} is not the image's {(height, width)}")
-        if isinstance(counts, str):
-            counts = rle_counts(counts)
-        return rle_mask(counts, height, width)
-    mask = np.zeros((height, width), dtype=np.uint8)
-    if not isinstance(segmentation, list):
-        raise TypeError(f"segmentation is a {type(segmentation).__name__}")
-    for ring in segmentation:
-        # COCO's corners lie on the grid between pixels, OpenCV's on their centres.
-        corners = np.asarray(ring, dtype=np.float64).reshape(-1, 2) - 0.5
-        cv2.fillPoly(mask, [np.round(corners * 16).astype(np.int32)], 1, shift=4)
-    return mask > 0
-
-
-def cut_out(
-    mask: npt.NDArray[np.bool_],
-    score: float = 1.0,
-    layers: int | None = None,
-    material: str | None = None,
-) -> Instance:
-    """An instance from a mask of the whole photograph. Raises ValueError if it is empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        raise ValueError("the mask is empty")
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    return Instance(mask[top:bottom, left:right], int(left), int(top), score, layers, material)
-
-
-# --- folders ---------------------------------------------------------------------------------
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Photographs of a folder by name. Raises BadImage if there are none."""
-    if not folder.is_dir():
-        raise BadImage(f"{folder}: no such folder")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise BadImage(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    return found
-
-
-def truth_for(images: Sequence[Path], masks: Path) -> list[tuple[Instance, ...]]:
-    """Instances of each photograph, from a folder of label images or a COCO file.
-
-    Raises BadImage where a photograph has none: a photograph without flakes has an empty label
-    image, a missing one is a mistake.
-    """
-    coco = masks if masks.is_file() else None
-    if masks.is_dir() and not any(_label_path(masks, image.stem) for image in images):
-        files = sorted(masks.glob("*.json"))
-        coco = files[0] if len(files) == 1 else None
-    if coco is not None:
-        table = read_coco(coco)
-        missing = [image.name for image in images if image.stem not in table]
-        if missing:
-            raise BadImage(f"{coco}: says nothing about {missing[0]}")
-        return [table[image.stem] for image in images]
-    if not masks.is_dir():
-        raise BadImage(f"{masks}: neither a folder of label images nor a COCO file")
-    found = []
-    for image in images:
-        path = _label_path(masks, image.stem)
-        if path is None:
-            raise BadImage(f"{masks}: no label image for {image.name} (same stem, .png or .tif)")
-        found.append(instances_from_labels(read_labels(path)))
-    return found
-
-
-def _label_path(folder: Path, stem: str) -> Path | None:
-    for suffix in LABEL_SUFFIXES:
-        path = folder / f"{stem}{suffix}"
-        if path.is_file():
-            return path
-    return None
-
-
-# --- the evaluation --------------------------------------------------------------------------
+        return text.getvalue()
 
 
 def evaluate_folder(
@@ -276,79 +157,126 @@ def evaluate_folder(
     *,
     bit_depth: int | None = None,
     predictions: Path | None = None,
+    ignore: Path | None = None,
     calibrations: Sequence[SubstrateCalibration] | None = None,
+    make_detector: MakeDetector | None = None,
     score_cut: float = 0.0,
     is_timed: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score the physics detector, or the label images in `predictions`, against masks.
+    """Score a detector, or what another program left in `predictions`, against masks.
 
-    bit_depth: None for all bits of the files. calibrations: None to fit them on the photographs.
+    bit_depth: None for all bits of the files. ignore: a COCO file of regions that nobody judges;
+    it may also say how many layers the truths have, see `with_layers`.
+    calibrations: None to fit them on the photographs. make_detector: None for the physics detector.
     score_cut: for precision, recall and F1; average precision uses all predictions.
     Raises BadImage or BadModel, naming the file.
     """
     paths = images_in(images)
     truths = truth_for(paths, masks)
+    unjudged: list[tuple[Instance, ...]] = [()] * len(paths)
+    if ignore is not None:
+        unjudged = ignored_in(paths, ignore)
+        truths = with_layers(paths, truths, ignore)
+    results: list[ImageResult] = []
     if predictions is not None:
-        predicted = truth_for(paths, predictions)
-        results = _judged(paths, truths, predicted, [None] * len(paths), [None] * len(paths))
-        return _evaluation(paths, truths, predicted, results, (), score_cut)
+        predicted = predictions_for(paths, predictions, masks)
+        for path, true, found, skipped in zip(paths, truths, predicted, unjudged, strict=True):
+            results.append(image_result(path.name, true, found, skipped))
+        return evaluation(results, pixel_size_nm, score_cut=score_cut)
     if calibrations is None:
         depth = bit_depth or 8 * read_rgb(paths[0]).dtype.itemsize
         calibrations = calibrate((read_rgb(p) for p in paths), settings, pixel_size_nm, depth)
-    detector = PhysicsDetector(settings, calibrations)
-    predicted, answers, times = [], [], []
-    for done, path in enumerate(paths):
+    detector = (make_detector or PhysicsDetector)(settings, calibrations)
+    for done, (path, true, skipped) in enumerate(zip(paths, truths, unjudged, strict=True)):
         pixels = read_rgb(path)
         depth = bit_depth or 8 * pixels.dtype.itemsize
+        _check_fits(true, pixels.shape, f"{masks}: the mask of {path.name}")
         answer = detector.detect(pixels, pixel_size_nm, depth)
-        for instance in truths[done]:
-            height, width = instance.mask.shape
-            if (
-                instance.box_x_px + width > pixels.shape[1]
-                or instance.box_y_px + height > pixels.shape[0]
-            ):
-                raise BadImage(f"{masks}: the mask of {path.name} is larger than the photograph")
-        spent: list[float] = []
+        walls_s, cpus_s = [], []
         for _ in range(_TIMED_REPEATS if is_timed else 0):
-            started = time.perf_counter()
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
             detector.detect(pixels, pixel_size_nm, depth)
-            spent.append(time.perf_counter() - started)
-        predicted.append(instances_from_detections(answer.detections))
-        answers.append(answer)
-        times.append(float(np.median(spent)) if spent else None)
+            cpus_s.append(time.process_time() - began_cpu_s)
+            walls_s.append(time.perf_counter() - began_s)
+        found = instances_from_detections(answer.detections)
+        result = image_result(path.name, true, found, skipped)
+        results.append(
+            replace(
+                result,
+                answer=answer,
+                wall_s=float(np.median(walls_s)) if walls_s else None,
+                cpu_s=float(np.median(cpus_s)) if cpus_s else None,
+            )
+        )
         if progress is not None:
             progress(done + 1, len(paths))
-    results = _judged(paths, truths, predicted, answers, times)
-    return _evaluation(paths, truths, predicted, results, tuple(calibrations), score_cut)
+    return evaluation(results, pixel_size_nm, tuple(calibrations), score_cut)
 
 
-def _judged(
-    paths: Sequence[Path],
-    truths: Sequence[Sequence[Instance]],
-    predicted: Sequence[Sequence[Instance]],
-    answers: Sequence[FlakeAnswer | None],
-    times: Sequence[float | None],
-) -> tuple[ImageResult, ...]:
-    return tuple(
-        ImageResult(
-            path.name, score_overlaps([(iou_matrix(p, t), [i.score for i in p])]), answer, wall_s
-        )
-        for path, t, p, answer, wall_s in zip(paths, truths, predicted, answers, times, strict=True)
-    )
+def ignored_in(images: Sequence[Path], path: Path) -> list[tuple[Instance, ...]]:
+    """Regions of each photograph that nobody judges; photographs it does not name have none."""
+    coco = read_coco(path)
+    sizes = {image.stem: (image.height_px, image.width_px) for image in coco.images.values()}
+    for image in images:
+        if image.stem in sizes and read_rgb(image).shape[:2] != sizes[image.stem]:
+            raise BadImage(f"{path}: {image.name} is not {sizes[image.stem]} px (height, width)")
+    return [coco.instances.get(image.stem, ()) for image in images]
 
 
-def _evaluation(
-    paths: Sequence[Path],
-    truths: Sequence[Sequence[Instance]],
-    predicted: Sequence[Sequence[Instance]],
-    results: tuple[ImageResult, ...],
-    calibrations: tuple[SubstrateCalibration, ...],
-    score_cut: float,
+def with_layers(
+    images: Sequence[Path], truths: Sequence[tuple[Instance, ...]], path: Path
+) -> list[tuple[Instance, ...]]:
+    """Truths with the layer numbers that a file's `layer_points` say: {image: [[x, y, n], ...]}.
+
+    A truth that holds the point (px of the photograph) has n layers. Raises BadModel for a point
+    that lies in no truth.
+    """
+    said = layer_points(path)
+    found = []
+    for image, instances in zip(images, truths, strict=True):
+        numbered = list(instances)
+        for x, y, layers in said.get(image.stem, ()):
+            holders = [k for k, one in enumerate(numbered) if one.holds(x, y)]
+            if not holders:
+                raise BadModel(f"{path}: layer_points: {image.name}: no mask at ({x}, {y})")
+            for k in holders:
+                numbered[k] = replace(numbered[k], layers=layers)
+        found.append(tuple(numbered))
+    return found
+
+
+def _check_fits(instances: Iterable[Instance], shape: tuple[int, ...], what: str) -> None:
+    for instance in instances:
+        height, width = instance.mask.shape
+        if instance.box_x_px + width > shape[1] or instance.box_y_px + height > shape[0]:
+            raise BadImage(f"{what} is larger than the photograph")
+
+
+def image_result(
+    name: str,
+    true: Sequence[Instance],
+    predicted: Sequence[Instance],
+    ignored: Sequence[Instance] = (),
+) -> ImageResult:
+    """One photograph's predictions, judged; what ran, and for how long, is not known here."""
+    overlaps = overlaps_of(predicted, true, ignored)
+    scores = score_overlaps([overlaps])
+    parts = tuple(true), tuple(predicted), tuple(ignored)
+    return ImageResult(name, scores, None, None, None, *parts, overlaps)
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def evaluation(
+    images: Sequence[ImageResult],
+    pixel_size_nm: float,
+    calibrations: tuple[SubstrateCalibration, ...] = (),
+    score_cut: float = 0.0,
 ) -> Evaluation:
-    overlaps = [
-        (iou_matrix(p, t), [i.score for i in p]) for p, t in zip(predicted, truths, strict=True)
-    ]
+    """The figures of photographs that were judged."""
+    overlaps = [image.overlaps for image in images]
     scores = score_overlaps(overlaps, score_cut)
     spans = _bootstrap(overlaps, score_cut)
     cut = f"score >= {score_cut:g}"
@@ -356,78 +284,167 @@ def _evaluation(
         Row("ap50", scores.ap50, n=scores.n_true, ci95=spans["ap50"]),
         Row("ap75", scores.ap75, n=scores.n_true, ci95=spans["ap75"]),
         Row("ap", scores.ap, n=scores.n_true, ci95=spans["ap"], note="mean over IoU .50:.95"),
+        Row("ar", scores.ar, n=scores.n_true, ci95=spans["ar"], note="mean over IoU .50:.95"),
         Row("precision", scores.precision, n=scores.n_predicted, ci95=spans["precision"], note=cut),
         Row("recall", scores.recall, n=scores.n_true, ci95=spans["recall"], note=cut),
         Row("f1", scores.f1, n=scores.n_true, ci95=spans["f1"], note=cut),
         Row("mean_iou", _finite(scores.mean_iou), n=scores.n_matched, note="of matched instances"),
     ]
-    if len({i.score for p in predicted for i in p}) > 1:
+    if len({float(s) for image in overlaps for s in image.scores}) > 1:
         for other in SCORE_CUTS:
             at = score_overlaps(overlaps, other)
             note = f"score >= {other:g}"
             rows.append(Row(f"precision_at_{other:g}", at.precision, n=at.n_predicted, note=note))
             rows.append(Row(f"recall_at_{other:g}", at.recall, n=at.n_true, note=note))
-    rows += _layer_rows(truths, predicted, overlaps, score_cut)
-    times = [r.wall_s for r in results if r.wall_s is not None]
-    rows.append(
-        Row(
-            "ms_per_image",
-            1e3 * float(np.median(times)) if times else None,
-            unit="ms",
-            better="lower",
-            n=len(times),
-            note="median wall time of one detection" if times else "predictions came from files",
-        )
-    )
-    rows = [
-        row if row.value is None or np.isfinite(row.value) else Row(row.name, None, n=row.n)
-        for row in rows
-    ]
-    return Evaluation(tuple(rows), scores, results, calibrations)
+    if any(image.ignored or any(t.is_crowd for t in image.true) for image in images):
+        rows += _ignored_rows(images, score_cut)
+    rows += _size_rows(images, score_cut, _px_um2(pixel_size_nm))
+    rows += _class_rows(images, score_cut)
+    rows += _time_rows(images)
+    rows = [r if r.value is None or np.isfinite(r.value) else replace(r, value=None) for r in rows]
+    return Evaluation(tuple(rows), scores, tuple(images), calibrations, pixel_size_nm, score_cut)
+
+
+def _px_um2(pixel_size_nm: float) -> float:
+    return (pixel_size_nm * 1e-3) ** 2
 
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _layer_rows(
-    truths: Sequence[Sequence[Instance]],
-    predicted: Sequence[Sequence[Instance]],
-    overlaps: Sequence[tuple[npt.NDArray[np.float64], Sequence[float]]],
+def _ignored_rows(images: Sequence[ImageResult], score_cut: float) -> list[Row]:
+    """How many predictions lie on regions that nobody judges, and precision if those were few."""
+    ignored = hits = false = 0
+    for image in images:
+        judged = image.judged(score_cut)
+        skipped = [one.instance for one in judged if one.fate == "ignored"]
+        regions = [*image.ignored, *(t for t in image.true if t.is_crowd)]
+        excused = match_by_iou(iou_matrix(skipped, regions), [s.score for s in skipped])
+        ignored += len(skipped)
+        hits += sum(one.fate == "hit" for one in judged)
+        false += sum(one.fate == "false alarm" for one in judged)
+        false += len(skipped) - len(excused)
+        hits += len(excused)
+    return [
+        Row("ignored", float(ignored), note="predictions on regions that nobody judges"),
+        Row(
+            "precision_strict",
+            hits / (hits + false) if hits + false else None,
+            n=hits + false,
+            note="a region excuses one prediction, of IoU >= 0.5, which counts as a hit",
+        ),
+    ]
+
+
+def _size_rows(images: Sequence[ImageResult], score_cut: float, px_um2: float) -> list[Row]:
+    """Recall by the truth's area, precision by the prediction's."""
+    rows = []
+    judged = [one for image in images for one in image.judged(score_cut)]
+    for low, high in pairwise(SIZES_UM2):
+        span = f"{low:g}_{high:g}_um2" if np.isfinite(high) else f"from_{low:g}_um2"
+
+        def within(instance: Instance, low: float = low, high: float = high) -> bool:
+            return low <= instance.area_px * px_um2 < high
+
+        met = sum(one.truth is not None and within(one.truth) for one in judged)
+        missed = sum(one.fate == "miss" and within(one.instance) for one in judged)
+        hits = sum(one.fate == "hit" and within(one.instance) for one in judged)
+        false = sum(one.fate == "false alarm" and within(one.instance) for one in judged)
+        real, said = met + missed, hits + false
+        rows.append(Row(f"recall_{span}", met / real if real else None, n=real))
+        rows.append(Row(f"precision_{span}", hits / said if said else None, n=said))
+    return rows
+
+
+def _class_rows(images: Sequence[ImageResult], score_cut: float) -> list[Row]:
+    """Per class, where the truth names any: layer numbers, and materials if several.
+
+    Each class is scored by itself, as COCO does: truth and predictions of that class only.
+    """
+    layers = sorted({t.layers for image in images for t in image.true if t.layers is not None})
+    materials = sorted(
+        {t.material for image in images for t in image.true if t.material is not None}
+    )
+    if not layers and len(materials) < 2:
+        return []
+    rows = []
+    for n in layers:
+        rows += _one_class(images, f"{n}_layers", partial(_has_layers, n), score_cut)
+    for key in materials if len(materials) > 1 else ():
+        rows += _one_class(images, key, partial(_is_of, key), score_cut)
+    if layers:
+        hits = [
+            (one.truth.layers, one.instance.layers)
+            for image in images
+            for one in image.judged(score_cut)
+            if one.truth is not None and one.truth.layers is not None
+        ]
+        hits = [(true, said) for true, said in hits if true is not None and true <= COUNTED_LAYERS]
+        right = sum(true == said for true, said in hits)
+        rows.append(
+            Row(
+                f"layers_right_to_{COUNTED_LAYERS}",
+                right / len(hits) if hits else None,
+                n=len(hits),
+                note="of matched instances with so many true layers",
+            )
+        )
+    return rows
+
+
+def _has_layers(layers: int, instance: Instance) -> bool:
+    return instance.layers == layers
+
+
+def _is_of(material: str, instance: Instance) -> bool:
+    return instance.material == material
+
+
+def _one_class(
+    images: Sequence[ImageResult],
+    name: str,
+    belongs: Callable[[Instance], bool],
     score_cut: float,
 ) -> list[Row]:
-    """Precision and recall per layer number, where the truth names layers: both must agree."""
-    right: dict[int, int] = {}
-    true: dict[int, int] = {}
-    claimed: dict[int, int] = {}
-    for t, p, (ious, image_scores) in zip(truths, predicted, overlaps, strict=True):
-        keep = [k for k, score in enumerate(image_scores) if score >= score_cut]
-        for instance in t:
-            if instance.layers is not None:
-                true[instance.layers] = true.get(instance.layers, 0) + 1
-        for k in keep:
-            layers = p[k].layers
-            if layers is not None:
-                claimed[layers] = claimed.get(layers, 0) + 1
-        for match in match_by_iou(ious[keep], [image_scores[k] for k in keep]):
-            found, real = p[keep[match.predicted]], t[match.true]
-            if real.layers is not None and real.layers == found.layers:
-                right[real.layers] = right.get(real.layers, 0) + 1
+    mine = []
+    for image in images:
+        true = [t for t in image.true if t.is_crowd or belongs(t)]
+        predicted = [p for p in image.predicted if belongs(p)]
+        mine.append(overlaps_of(predicted, true, image.ignored))
+    scores = score_overlaps(mine, score_cut)
+    return [
+        Row(f"ap50_{name}", scores.ap50, n=scores.n_true),
+        Row(f"precision_{name}", scores.precision, n=scores.n_predicted),
+        Row(f"recall_{name}", scores.recall, n=scores.n_true),
+    ]
+
+
+def _time_rows(images: Sequence[ImageResult]) -> list[Row]:
     rows = []
-    for layers in sorted(true):
-        hits, said = right.get(layers, 0), claimed.get(layers, 0)
-        note = f"IoU >= 0.5 and the number exact, score >= {score_cut:g}"
-        precision = hits / said if said else None
-        rows.append(Row(f"precision_{layers}_layers", precision, n=said, note=note))
-        rows.append(Row(f"recall_{layers}_layers", hits / true[layers], n=true[layers], note=note))
+    for name, times, what in (
+        ("ms_per_image", [i.wall_s for i in images], "wall"),
+        ("cpu_ms_per_image", [i.cpu_s for i in images], "processor"),
+    ):
+        known = [t for t in times if t is not None]
+        rows.append(
+            Row(
+                name,
+                1e3 * float(np.median(known)) if known else None,
+                unit="ms",
+                better="lower",
+                n=len(known),
+                note=f"median {what} time of one detection" if known else "nothing was run",
+            )
+        )
     return rows
 
 
 def _bootstrap(
-    overlaps: Sequence[tuple[npt.NDArray[np.float64], Sequence[float]]], score_cut: float
+    overlaps: Sequence[Overlaps], score_cut: float
 ) -> dict[str, tuple[float, float] | None]:
     """95 % intervals from photographs drawn with replacement; None for a single photograph."""
-    names = ("ap50", "ap75", "ap", "precision", "recall", "f1")
+    names = ("ap50", "ap75", "ap", "ar", "precision", "recall", "f1")
     if len(overlaps) < 2:
         return dict.fromkeys(names)
     rng = np.random.default_rng(0)

@@ -2,9 +2,14 @@
 
 Written once and used for every detector, ours or another program's, so that two figures can be put
 side by side. Matching is greedy in the order of falling score, each truth taken once, as in the
-COCO evaluation; average precision is the mean of the precision envelope at 101 recalls. Predictions
-of equal score are one step of the curve: a program that gives no scores is judged by its single
-operating point and not by the order in which it happened to list its instances.
+COCO evaluation; average precision is the mean of the precision envelope at 101 recalls, average
+recall the mean over the ten overlaps. Predictions of equal score are one step of the curve: a
+program that gives no scores is judged by its single operating point and not by the order in which
+it happened to list its instances.
+
+Regions that nobody judges count neither way, as COCO's crowds do: a prediction that met no truth
+and lies on them with at least the share that is asked of an overlap is left out. A truth may be
+found in such a region too.
 """
 
 from __future__ import annotations
@@ -30,11 +35,18 @@ class Instance:
     score: float = 1.0
     layers: int | None = None  # None: nobody said
     material: str | None = None  # None: nobody said
+    is_crowd: bool = False  # a truth: the region counts neither as hit nor as false alarm
 
     @property
     def area_px(self) -> int:
         """Number of pixels set."""
         return int(np.count_nonzero(self.mask))
+
+    def holds(self, x_px: int, y_px: int) -> bool:
+        """Whether a pixel of the image belongs to it."""
+        row, column = y_px - self.box_y_px, x_px - self.box_x_px
+        height, width = self.mask.shape
+        return 0 <= row < height and 0 <= column < width and bool(self.mask[row, column])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +65,25 @@ class Scores:
     ap50: float
     ap75: float
     ap: float  # mean over IoU 0.50, 0.55 ... 0.95
+    ar: float  # recall of all predictions, mean over the same
     precision: float
     recall: float
     f1: float
     mean_iou: float  # of the matched instances at IoU 0.5; nan where none matched
     score_cut: float
     n_true: int
-    n_predicted: int  # with score >= score_cut
+    n_predicted: int  # with score >= score_cut, those left out not among them
     n_matched: int
+    n_ignored: int = 0  # with score >= score_cut, on regions that nobody judges
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlaps:
+    """One image's predictions against what is true there: all that scoring needs, cheap to keep."""
+
+    ious: npt.NDArray[np.float64]  # (n_predicted, n_true)
+    scores: npt.NDArray[np.float64]  # (n_predicted,)
+    ignored: npt.NDArray[np.float64]  # (n_predicted,) share that lies on regions nobody judges
 
 
 def instances_from_labels(
@@ -121,7 +144,9 @@ def iou_matrix(predicted: Sequence[Instance], true: Sequence[Instance]) -> npt.N
 
 
 def match_by_iou(
-    ious: npt.NDArray[np.float64], scores: Sequence[float], iou_threshold: float = 0.5
+    ious: npt.NDArray[np.float64],
+    scores: Sequence[float] | npt.NDArray[np.float64],
+    iou_threshold: float = 0.5,
 ) -> tuple[Match, ...]:
     """Give each prediction, best score first, the free truth that it overlaps most."""
     taken: set[int] = set()
@@ -158,37 +183,76 @@ def average_precision(
     return float(np.mean(np.r_[envelope, 0.0][np.minimum(at, envelope.size)]))
 
 
+def ignored_shares(
+    predicted: Sequence[Instance], regions: Sequence[Instance]
+) -> npt.NDArray[np.float64]:
+    """Share of each prediction's area that lies on any of the regions, (n_predicted,)."""
+    shares = np.zeros(len(predicted))
+    for i, p in enumerate(predicted):
+        covered = np.zeros_like(p.mask)
+        height, width = p.mask.shape
+        for region in regions:
+            r_height, r_width = region.mask.shape
+            left, top = max(p.box_x_px, region.box_x_px), max(p.box_y_px, region.box_y_px)
+            right = min(p.box_x_px + width, region.box_x_px + r_width)
+            bottom = min(p.box_y_px + height, region.box_y_px + r_height)
+            if right <= left or bottom <= top:
+                continue
+            covered[
+                top - p.box_y_px : bottom - p.box_y_px, left - p.box_x_px : right - p.box_x_px
+            ] |= region.mask[
+                top - region.box_y_px : bottom - region.box_y_px,
+                left - region.box_x_px : right - region.box_x_px,
+            ]
+        shares[i] = np.count_nonzero(covered & p.mask) / max(p.area_px, 1)
+    return shares
+
+
+def overlaps_of(
+    predicted: Sequence[Instance], true: Sequence[Instance], ignored: Sequence[Instance] = ()
+) -> Overlaps:
+    """Compare one image's predictions with its truths; crowds among these are ignored too."""
+    regions = [*ignored, *(t for t in true if t.is_crowd)]
+    return Overlaps(
+        iou_matrix(predicted, [t for t in true if not t.is_crowd]),
+        np.array([p.score for p in predicted], dtype=np.float64),
+        ignored_shares(predicted, regions),
+    )
+
+
 def score_images(
     images: Sequence[tuple[Sequence[Instance], Sequence[Instance]]], score_cut: float = 0.0
 ) -> Scores:
     """Pool (predicted, true) pairs of many images into one set of figures."""
-    prepared = [
-        (iou_matrix(predicted, true), [p.score for p in predicted]) for predicted, true in images
-    ]
-    return score_overlaps(prepared, score_cut)
+    return score_overlaps([overlaps_of(predicted, true) for predicted, true in images], score_cut)
 
 
-def score_overlaps(
-    images: Sequence[tuple[npt.NDArray[np.float64], Sequence[float]]], score_cut: float = 0.0
-) -> Scores:
-    """Same as `score_images`, from (iou matrix, scores of its rows): cheap to resample."""
-    n_true = sum(ious.shape[1] for ious, _ in images)
-    scores = np.concatenate([np.asarray(s, dtype=np.float64) for _, s in images] or [np.zeros(0)])
+def score_overlaps(images: Sequence[Overlaps], score_cut: float = 0.0) -> Scores:
+    """Same as `score_images`, from overlaps: cheap to resample."""
+    n_true = sum(image.ious.shape[1] for image in images)
+    scores = np.concatenate([image.scores for image in images] or [np.zeros(0)])
+    ignored = np.concatenate([image.ignored for image in images] or [np.zeros(0)])
     precisions: dict[float, float] = {}
+    recalls: dict[float, float] = {}
     for threshold in COCO_IOUS:
         hits = np.zeros(scores.size, dtype=np.bool_)
         offset = 0
-        for ious, image_scores in images:
-            for match in match_by_iou(ious, image_scores, threshold):
+        for image in images:
+            for match in match_by_iou(image.ious, image.scores, threshold):
                 hits[offset + match.predicted] = True
-            offset += len(image_scores)
-        precisions[threshold] = average_precision(scores, hits, n_true)
-    n_predicted = n_matched = 0
+            offset += image.scores.size
+        counts = hits | (ignored < threshold)
+        precisions[threshold] = average_precision(scores[counts], hits[counts], n_true)
+        recalls[threshold] = np.count_nonzero(hits) / n_true if n_true else float("nan")
+    n_predicted = n_matched = n_ignored = 0
     matched_ious: list[float] = []
-    for ious, image_scores in images:
-        keep = np.flatnonzero(np.asarray(image_scores, dtype=np.float64) >= score_cut)
-        matches = match_by_iou(ious[keep], [image_scores[int(k)] for k in keep])
-        n_predicted += keep.size
+    for image in images:
+        keep = np.flatnonzero(image.scores >= score_cut)
+        matches = match_by_iou(image.ious[keep], image.scores[keep])
+        left_out = image.ignored[keep] >= 0.5
+        left_out[[m.predicted for m in matches]] = False
+        n_ignored += int(np.count_nonzero(left_out))
+        n_predicted += int(np.count_nonzero(~left_out))
         n_matched += len(matches)
         matched_ious += [m.iou for m in matches]
     precision = n_matched / n_predicted if n_predicted else float("nan")
@@ -198,6 +262,7 @@ def score_overlaps(
         ap50=precisions[0.5],
         ap75=precisions[0.75],
         ap=float(np.mean([precisions[t] for t in COCO_IOUS])),
+        ar=float(np.mean([recalls[t] for t in COCO_IOUS])),
         precision=precision,
         recall=recall,
         f1=f1,
@@ -206,4 +271,5 @@ def score_overlaps(
         n_true=n_true,
         n_predicted=n_predicted,
         n_matched=n_matched,
+        n_ignored=n_ignored,
     )

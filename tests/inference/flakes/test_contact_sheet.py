@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from inference.flakes.contact_sheet import contact_sheet, write_sheet
+from inference.flakes.contact_sheet import contact_sheet, crop_sheet, write_sheet
+from inference.flakes.evaluate import Judged
 from inference.flakes.scoring import Instance
 
 
@@ -33,3 +34,16 @@ def test_sixteen_bits_are_shown_and_written(tmp_path):
     assert colours(sheet) == {(156, 156, 156)}
     write_sheet(tmp_path / "a" / "b.jpg", sheet)
     assert (tmp_path / "a" / "b.jpg").stat().st_size > 100
+
+
+def test_crops_of_any_place_and_depth():
+    """An instance in the corner, and one of 16 bits; pairs of 200 px, five in a row."""
+    deep = np.random.default_rng(0).integers(0, 60_000, (90, 120, 3)).astype(np.uint16)
+    judged = [Judged("hit", square(0, 0), None, 0.9), Judged("miss", square(100, 70), None, 0.0)]
+    sheet = crop_sheet([(deep, one) for one in judged])
+    assert sheet.shape == (200, 2000, 3)
+    assert np.all(sheet[:60, :60] == 40)  # beyond the photograph
+    assert crop_sheet([(deep, judged[0])] * 6).shape == (400, 2000, 3)
+    assert crop_sheet([]).shape == (200, 2000, 3)
+    plain, outlined = sheet[:, :200].astype(int), sheet[:, 200:400].astype(int)
+    assert np.any(np.abs(plain - outlined) > 20)

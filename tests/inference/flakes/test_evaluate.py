@@ -4,17 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from inference.api import BadImage, BadModel
-from inference.flakes.evaluate import (
-    cut_out,
-    evaluate_folder,
-    read_coco,
-    read_labels,
-    read_rgb,
-    rle_counts,
-    rle_mask,
-    truth_for,
-)
+from inference.api import BadImage, BadModel, Calibration, FlakeAnswer
+from inference.flakes.contact_sheet import write_sheets
+from inference.flakes.evaluate import evaluate_folder
+from inference.flakes.masks import images_in, mask_counts, read_labels, truth_for
 from inference.flakes.physics_detector import DetectorSettings
 
 SETTINGS = DetectorSettings()
@@ -64,7 +57,10 @@ def test_own_detector(folder):
     assert seen == [(1, 2), (2, 2)]
     assert [r.name for r in evaluation.images] == ["a.png", "µ b.png"]
     assert len(evaluation.calibrations) == 1
-    for name in ("ap50", "ap", "precision", "recall"):
+    assert figures["cpu_ms_per_image"] > 0
+    assert figures["recall_100_300_um2"] == 1.0
+    assert figures["precision_300_1000_um2"] is None or figures["precision_300_1000_um2"] == 1.0
+    for name in ("ap50", "ap", "ar", "precision", "recall"):
         (row,) = [r for r in evaluation.rows if r.name == name]
         assert row.ci95 is not None
         assert row.ci95[0] <= row.value <= row.ci95[1]
@@ -96,7 +92,7 @@ def test_layers_are_judged_where_the_truth_names_them(folder, tmp_path):
         labels = read_labels(masks / path.name)
         entries.append({"id": number, "file_name": path.name, "height": 240, "width": 320})
         for value in np.unique(labels)[1:]:
-            runs = counts_of(labels == value)
+            runs = mask_counts(labels == value)
             annotations.append(
                 {
                     "image_id": number,
@@ -112,112 +108,7 @@ def test_layers_are_judged_where_the_truth_names_them(folder, tmp_path):
     assert figures["precision_2_layers"] == pytest.approx(2 / 3)
     assert figures["recall_3_layers"] == 0.0
     assert figures["precision_3_layers"] is None
-
-
-def counts_of(mask):
-    flat = mask.T.ravel()
-    edges = np.flatnonzero(np.diff(flat.astype(np.int8))) + 1
-    runs = np.diff(np.r_[0, edges, flat.size]).tolist()
-    return [0, *runs] if flat[0] else runs
-
-
-def test_run_lengths():
-    mask = np.zeros((3, 4), bool)
-    mask[1:, 1] = True
-    np.testing.assert_array_equal(rle_mask([4, 2, 6], 3, 4), mask)
-    np.testing.assert_array_equal(rle_mask([0, 12], 3, 4), np.ones((3, 4), bool))
-    for bad in ([4, 2, 5], [4, -2, 10]):
-        with pytest.raises(ValueError, match="runs sum"):
-            rle_mask(bad, 3, 4)
-
-
-def compressed(counts):
-    """COCO's text, written independently: 5 bits a character, low first, differences later."""
-    text = ""
-    for k, count in enumerate(counts):
-        value = count - counts[k - 2] if k > 2 else count
-        while True:
-            bits = value & 31
-            value >>= 5
-            is_done = (value == 0 and not bits & 16) or (value == -1 and bits & 16)
-            text += chr(48 + bits + (0 if is_done else 32))
-            if is_done:
-                break
-    return text
-
-
-@pytest.mark.parametrize(
-    "counts", [[0], [12], [4, 2, 6], [100000, 3, 77, 2, 76, 5, 1, 900], [0, 40, 1, 39, 2, 38]]
-)
-def test_compressed_run_lengths(counts):
-    assert rle_counts(compressed(counts)) == counts
-
-
-def test_known_compressed_text():
-    assert rle_counts("52203") == [5, 2, 2, 2, 5]
-
-
-@pytest.mark.parametrize("text", ["P", "5é", "\x01"])
-def test_bad_compressed_text(text):
-    with pytest.raises(ValueError, match=r"ends|occur"):
-        rle_counts(text)
-
-
-def test_polygons(tmp_path):
-    path = tmp_path / "coco.json"
-    ring = [10.0, 5.0, 30.0, 5.0, 30.0, 15.0, 10.0, 15.0]  # between pixels: 20 x 10 px
-    content = {
-        "images": [{"id": 1, "file_name": "folder/x.jpg", "height": 40, "width": 50}],
-        "annotations": [
-            {"image_id": 1, "category_id": 7, "segmentation": [ring], "score": 0.5},
-        ],
-        "categories": [{"id": 7, "name": "graphene"}],
-    }
-    path.write_text(json.dumps(content))
-    (instance,) = read_coco(path)["x"]
-    assert (instance.box_x_px, instance.box_y_px) in {(9, 4), (10, 5)}
-    assert instance.area_px == pytest.approx(200, abs=35)
-    assert (instance.score, instance.material, instance.layers) == (0.5, "graphene", None)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c.pop("images"), "COCO"),
-        (lambda c: c["annotations"][0].update(image_id=99), r"annotations\[0\]"),
-        (lambda c: c["annotations"][0].update(segmentation=5), r"annotations\[0\]"),
-        (
-            lambda c: c["annotations"][0].update(segmentation={"counts": [1, 2]}),
-            r"annotations\[0\].*runs sum",
-        ),
-        (
-            lambda c: c["annotations"][0].update(segmentation={"counts": [4], "size": [2, 2]}),
-            r"annotations\[0\].*size",
-        ),
-    ],
-)
-def test_bad_coco_is_named(tmp_path, change, message):
-    path = tmp_path / "coco.json"
-    content = {
-        "images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 5}],
-        "annotations": [{"image_id": 1, "segmentation": {"counts": [3, 4, 13]}}],
-    }
-    change(content)
-    path.write_text(json.dumps(content))
-    with pytest.raises(BadModel, match=message) as caught:
-        read_coco(path)
-    assert "coco.json" in str(caught.value)
-
-
-def test_depth_and_channels_of_photographs(tmp_path):
-    deep = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3) * 900
-    read = read_rgb(write(tmp_path / "deep.png", deep))
-    assert read.dtype == np.uint16
-    np.testing.assert_array_equal(read, deep[..., ::-1])
-    grey = read_rgb(write(tmp_path / "grey.png", deep[..., 0]))
-    np.testing.assert_array_equal(grey[..., 1], deep[..., 0])
-    with_alpha = np.dstack([np.full((4, 5, 3), 9, np.uint8), np.zeros((4, 5), np.uint8)])
-    assert read_rgb(write(tmp_path / "alpha.png", with_alpha)).shape == (4, 5, 3)
+    assert figures["layers_right_to_6"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
@@ -251,13 +142,8 @@ def test_colour_masks_and_masks_of_another_size_are_refused(folder):
     with pytest.raises(BadImage, match=r"a\.png: a label image has one channel"):
         evaluate_folder(images, masks, SETTINGS)
     write(masks / "a.png", np.ones((480, 640), np.uint8))
-    with pytest.raises(BadImage, match=r"the mask of a\.png is larger"):
+    with pytest.raises(BadImage, match=r"a\.png: 640 x 480 px, but a\.png has 320 x 240 px"):
         evaluate_folder(images, masks, SETTINGS)
-
-
-def test_empty_mask_cannot_be_cut_out():
-    with pytest.raises(ValueError, match="empty"):
-        cut_out(np.zeros((3, 3), bool))
 
 
 def test_real_photographs(shared_data):
@@ -272,3 +158,72 @@ def test_real_photographs(shared_data):
     assert figures["recall"] >= 0.80
     assert figures["precision_at_0.2"] >= 0.55  # the labels leave many real flakes out
     assert all(r.answer.in_distribution for r in evaluation.images)
+
+
+def test_regions_that_nobody_judges(folder, tmp_path):
+    images, masks = folder
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    labels = read_labels(masks / "a.png").copy()
+    labels[200:230, 5:65] = 7  # inside the region, most of it
+    labels[200:230, 75:85] = 8  # inside the region, a shred
+    labels[5:25, 250:290] = 9  # elsewhere
+    write(theirs / "a.png", labels)
+    write(theirs / "µ b.png", read_labels(masks / "µ b.png"))
+    region = np.zeros((240, 320), bool)
+    region[200:230, 5:90] = True
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 240, "width": 320}],
+        "annotations": [{"image_id": 1, "segmentation": {"counts": mask_counts(region)}}],
+        "layer_points": {"a.png": [[45, 45, 2], [205, 125, 3]]},
+    }
+    ignore = tmp_path / "ignore.json"
+    ignore.write_text(json.dumps(content))
+    found = evaluate_folder(images, masks, SETTINGS, predictions=theirs, ignore=ignore)
+    figures = values(found)
+    assert figures["precision"] == pytest.approx(3 / 4)
+    assert figures["ignored"] == 2
+    assert figures["precision_strict"] == pytest.approx(4 / 6)
+    assert figures["recall"] == 1.0
+    assert sorted(t.layers for t in found.images[0].true) == [2, 3]
+    lines = found.csv().splitlines()
+    assert lines[0].startswith("image,fate,x_px")
+    assert sorted(line.split(",")[1] for line in lines[1:]) == [
+        "false alarm", "hit", "hit", "hit", "ignored", "ignored"
+    ]  # fmt: skip
+    paths = images_in(images)
+    written = write_sheets(tmp_path / "sheets", paths, found)
+    assert [p.name for p in written] == [
+        "a.jpg", "µ b.jpg", "all_hit.jpg", "all_false_alarm.jpg", "all_ignored.jpg"
+    ]  # fmt: skip
+    assert all(p.stat().st_size > 500 for p in written)
+
+    content["layer_points"] = {"a.png": [[0, 0, 2]]}
+    ignore.write_text(json.dumps(content))
+    with pytest.raises(BadModel, match=r"layer_points: a\.png: no mask at \(0, 0\)"):
+        evaluate_folder(images, masks, SETTINGS, predictions=theirs, ignore=ignore)
+    content["images"][0]["width"] = 10
+    content["annotations"] = []
+    ignore.write_text(json.dumps(content))
+    with pytest.raises(BadImage, match=r"a\.png is not"):
+        evaluate_folder(images, masks, SETTINGS, predictions=theirs, ignore=ignore)
+
+
+def test_another_detector_is_judged_alike(folder):
+    images, masks = folder
+    asked = []
+
+    class Blind:
+        name = "blind"
+        budget_s = 1.0
+
+        def detect(self, pixels, pixel_size_nm, bit_depth=8):
+            asked.append(pixels.shape)
+            return FlakeAnswer((), (1.0, 1.0, 1.0), Calibration(90.0, (1, 1, 1), 0.0, ""), True, "")
+
+    found = evaluate_folder(
+        images, masks, SETTINGS, make_detector=lambda s, c: Blind(), is_timed=False
+    )
+    assert values(found)["recall"] == 0.0
+    assert values(found)["precision"] is None
+    assert len(asked) == 2
