@@ -76,16 +76,28 @@ def search(
 @evaluate_cli.command("flakes")
 def evaluate_flakes(
     images: Annotated[Path, typer.Option(help="folder of images")],
-    masks: Annotated[Path, typer.Option(help="folder of label PNGs, or a COCO JSON file")],
+    masks: Annotated[
+        Path,
+        typer.Option(help="folder of label PNGs or of PNGs of single masks, or a COCO JSON file"),
+    ],
     *,
     predictions: Annotated[
-        Path | None, typer.Option(help="score these label PNGs instead of running the detector")
+        Path | None,
+        typer.Option(
+            help="score these masks (a folder or COCO results) instead of running the detector"
+        ),
     ] = None,
+    ignore: Annotated[
+        Path | None, typer.Option(help="COCO JSON file of regions that count neither way")
+    ] = None,
+    score_cut: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="least score for precision and recall")
+    ] = 0.0,
     pixel_size_nm: Annotated[float, typer.Option(min=1.0, max=100_000.0)] = 384.0,
     materials: Annotated[str, typer.Option(help="comma-separated")] = "graphene",
     oxide_nm: Annotated[float, typer.Option(min=1.0, max=1_000.0)] = 90.0,
     sheet: Annotated[
-        Path | None, typer.Option(help="write contact sheets (PNG) into this folder")
+        Path | None, typer.Option(help="write contact sheets (JPEG) into this folder")
     ] = None,
     out: OutFile = None,
 ) -> None:
@@ -95,6 +107,8 @@ def evaluate_flakes(
         masks,
         _console(),
         predictions=predictions,
+        ignore=ignore,
+        score_cut=score_cut,
         pixel_size_nm=pixel_size_nm,
         materials=tuple(part.strip() for part in materials.split(",") if part.strip()),
         oxide_nm=oxide_nm,

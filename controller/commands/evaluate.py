@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from controller import app, figures
+from controller import app
 from controller.commands.screen import bar, publish
 from controller.record import rundir
-from inference.flakes.contact_sheet import contact_sheet, write_sheet
-from inference.flakes.evaluate import Evaluation, evaluate_folder, images_in, read_rgb, truth_for
-from inference.flakes.scoring import instances_from_detections
+from inference.flakes.contact_sheet import write_sheets
+from inference.flakes.evaluate import evaluate_folder
+from inference.flakes.masks import images_in
 
 
 def score_flakes(
@@ -20,6 +20,8 @@ def score_flakes(
     console: Console,
     *,
     predictions: Path | None,
+    ignore: Path | None,
+    score_cut: float,
     pixel_size_nm: float,
     materials: tuple[str, ...],
     oxide_nm: float,
@@ -35,33 +37,19 @@ def score_flakes(
             settings,
             pixel_size_nm,
             predictions=predictions,
+            ignore=ignore,
+            score_cut=score_cut,
             progress=progress,
         )
-    rows = [
-        figures.Row(r.name, r.value, r.unit, r.bar, r.better, r.baseline, r.n, r.ci95, r.note)
-        for r in found.rows
-    ]
     if sheet is not None:
-        _write_sheets(sheet, images, masks, predictions, found)
+        with rundir.writing(sheet):
+            write_sheets(sheet, images_in(images), found)
         console.print(f"contact sheets [bold]{sheet}[/]")
-    publish(console, "evaluate flakes", rows, out=out)
-
-
-def _write_sheets(
-    folder: Path, images: Path, masks: Path, predictions: Path | None, found: Evaluation
-) -> None:
-    """One picture a photograph: hits, misses and false alarms."""
-    paths = images_in(images)
-    truths = truth_for(paths, masks)
-    others = None if predictions is None else truth_for(paths, predictions)
-    for i, (path, result) in enumerate(zip(paths, found.images, strict=True)):
-        answer = result.answer
-        said = others[i] if others is not None else ()
-        if answer is not None:
-            said = instances_from_detections(answer.detections)
-        target = folder / f"{path.stem}.jpg"
-        with rundir.writing(target):
-            write_sheet(target, contact_sheet(read_rgb(path), said, truths[i]))
+    publish(console, "evaluate flakes", found.rows, out=out)
+    if out is not None:
+        instances = out.with_suffix(".csv")
+        with rundir.writing(instances):
+            instances.write_text(found.csv(), encoding="utf-8")
 
 
 def replay_stack(

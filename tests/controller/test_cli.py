@@ -292,3 +292,12 @@ def test_evaluate_names_the_damaged_file(flakes) -> None:
     error = called("evaluate", "flakes", "--images", images, "--masks", masks).exception
     assert isinstance(error, BadImage)
     assert str(images / "1.png") in str(error)
+
+
+def test_evaluate_says_what_became_of_each(flakes, tmp_path) -> None:
+    images, masks = flakes
+    out, sheet = tmp_path / "score.json", tmp_path / "sheets"
+    words = ["--images", images, "--masks", masks, "--predictions", masks, "--score-cut", "0.5"]
+    assert called("evaluate", "flakes", *words, "--out", out, "--sheet", sheet).exit_code == 0
+    assert out.with_suffix(".csv").read_text().count("\n") == 3  # a heading, two flakes
+    assert {"0.jpg", "1.jpg"} <= {path.name for path in sheet.iterdir()}
