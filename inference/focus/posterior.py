@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -34,8 +33,6 @@ from inference.focus.likelihood import (
 )
 
 _HALF_STEPS = 60  # of the first grid over the range
-_BAD_MISFIT = 2.2  # one run in a hundred on a counted, unprocessed image
-_HALO_RATIO = 0.03  # a JPEG's, at a quality of about 90
 _HALF_FINE = 24  # of the grid around the peak
 
 
@@ -43,8 +40,6 @@ def believe(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
     """Sum up all frames; with `prior.astigmatism_dof` > 0 the stigmator's error too.
 
     The last few answers are kept: a history that grows by one frame starts from what it believed.
-    Compressed or filtered images, and glare, leave power in a blurred frame that is neither signal
-    nor white. Frames that fit badly without such a halo are judged again with one.
     """
     if not views:
         message = "at least one frame is needed"
@@ -56,11 +51,6 @@ def believe(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
 def _believed(views: tuple[FocusView, ...], prior: Prior) -> FocusBelief:
     summed = coadded(views)
     round_belief = believe_round(summed, prior)
-    if round_belief.misfit > _BAD_MISFIT and prior.halo_ratio < _HALO_RATIO:
-        with_halo = replace(prior, halo_ratio=_HALO_RATIO)
-        again = believe_round(summed, with_halo)
-        if again.misfit < 0.8 * round_belief.misfit:
-            round_belief, prior = again, with_halo
     if prior.astigmatism_dof <= 0 or len(views) < 2:
         return round_belief
     before = _believed(views[:-1], prior) if len(views) > 2 else None
