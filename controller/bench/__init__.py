@@ -23,10 +23,17 @@ from controller.figures import Row
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a long bench says beside its rows; one with `measure_with` is handed this."""
+    """What a long bench is asked, and what it says beside its rows.
+
+    One with `measure_with` is handed this.
+    """
 
     progress: Callable[[str], None] | None = None  # None: nobody listens
     pictures: dict[str, str] = field(default_factory=dict)  # name -> SVG, left by the bench
+    partial: Callable[[list[Row]], None] | None = None  # handed the rows so far, now and then
+    jobs: int | None = None  # processes; None: one a core
+    only: tuple[str, ...] = ()  # parts to measure, as the bench names them; (): all
+    most_s: float | None = None  # begin nothing new after this time; None: to the end
 
 
 @dataclass(frozen=True, slots=True)

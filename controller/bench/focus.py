@@ -8,109 +8,96 @@ into the area to be focused, over that of the one picture at 10 us a pixel that 
 Run n has one object, one set of optics and one start for all methods and all conditions, and
 frame k of it the same noise. The microscope forms its probe from waves and rays, with spherical
 aberration; the estimators know a family of simpler blurs. The rivals' measures and settings were
-tuned on other objects (`focus_baselines.tuning`). Shares carry Wilson's interval, quantiles a
-bootstrap's.
+tuned on other objects (`focus_baselines.tuning`).
 
-Runs are spread over processes that are started anew, so that it works alike everywhere.
+Runs are spread over processes that are started anew, so that it works alike everywhere; how many
+there are changes nothing but the time. What is asked of fewer objects than others is asked of
+every second or tenth one, so a bench that is cut short has all its rows, each with the n it came
+to. Rows are made of whole stretches of objects only: a cut must not leave out the slow ones.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from multiprocessing import get_context
-from typing import Final, Literal
+from typing import Final
 
 import cv2
-import numpy as np
 
 from controller.bench import Report
+from controller.bench.focus_baselines.conditions import (
+    BASE,
+    CONDITIONS,
+    FOR_RIVALS,
+    KNOWN,
+    NO_STIG,
+    OTHER_OBJECTS,
+    STIG,
+)
 from controller.bench.focus_baselines.methods import FewFrames, eye, measure_table, rivals
 from controller.bench.focus_baselines.problem import (
-    FINAL_DWELL_NS,
     Condition,
     RunResult,
     problem_of,
     run_one,
     subject_of,
 )
+from controller.bench.focus_baselines.rows import (
+    OURS,
+    estimator_row,
+    measure_rows,
+    our_rows,
+    rival_rows,
+)
+from controller.errors import BadSettings
 from controller.figures import Row
-from inference.focus.acnet import ACNet
-from inference.focus.api import FocusCommand
-from inference.focus.evaluate import FocusMethod, bootstrap, wilson
-from inference.focus.likelihood import Prior
-from simulator.specimen import GENERATED
+from inference.focus.evaluate import FocusMethod
 
-OURS: Final = "ours"
-_TOLERANCE_DOF: Final = 0.5
-_STIG_TOLERANCE_DOF: Final = 0.25
-_HARM_DOF: Final = 0.25
 _RUNS_A_JOB: Final = 2
+_PARTIAL_EVERY_S: Final = 20.0
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_FRAME_PX: Final = 256  # a side
-_FINAL_PX: Final = (2048, 1536)
-
-_BASE: Final = Condition("25 DOF, 200 e-/px")
-_FAR: Final = Condition("100 DOF", half_range_dof=100.0)
-_LOW: Final = Condition("20 e-/px", dose_e_per_px=20.0)
-_LOWEST: Final = Condition("5 e-/px", dose_e_per_px=5.0)
-_KNOWN: Final = Condition("blur carried over")
-_LEVELS: Final = (
-    Condition("gain x0.5-2", gain=(0.5, 2.0)),
-    Condition("offset +-30 %", offset_ratio=(-0.3, 0.3)),
-    Condition("gamma 0.7-1.4", gamma=(0.7, 1.4)),
-    Condition("flicker 10 %", flicker_ratio=0.1),
-    Condition("5 % saturated", saturated_ratio=0.05),
-)
-_STIG: Final = Condition("astigmatism 10 DOF", astigmatism_dof=10.0, has_stigmator=True)
-_NO_STIG: Final = Condition("astigmatism, no stigmator", astigmatism_dof=10.0)
-_EMPTY: Final = Condition("empty field", kinds=("empty",), is_hopeless=True)
-_MECHANICS: Final = Condition(
-    "backlash, hysteresis, drift, stale",
-    backlash_dof=5.0,
-    hysteresis_ratio=0.03,
-    drift_dof_per_s=0.3,
-    stale_ratio=0.05,
-)
-_PERIODIC: Final = Condition("periodic object", kinds=("square_grid",))
-_SPARSE: Final = Condition("sparse object", kinds=("near_empty",))
-
-_CONDITIONS: Final = (
-    _BASE,
-    _FAR,
-    _LOW,
-    _LOWEST,
-    _KNOWN,
-    *_LEVELS,
-    _STIG,
-    _NO_STIG,
-    _EMPTY,
-    _MECHANICS,
-    _PERIODIC,
-    _SPARSE,
-)
-_FOR_RIVALS: Final = (_BASE, _FAR, _LOW, _LOWEST, _LEVELS[3], _EMPTY, _MECHANICS, _SPARSE)
+_RIVALS: Final = "rivals"
+_MEASURES: Final = "measures"
+_KINDS: Final = (OURS, _RIVALS, _MEASURES)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many runs."""
+    """How many objects are asked what."""
 
-    ours: int  # of each condition
-    ours_astigmatic: int  # of those with astigmatism, whose estimate takes ten times as long
-    rivals: int  # of the first condition
+    ours: int  # each condition not named below
+    astigmatic: int  # its estimate takes several times as long
+    no_stigmator: int  # as long again, and it seldom ends early
+    known: int  # two more runs each, to learn from
+    other_objects: int  # kinds of object that no bar is about
+    rivals: int  # the first condition
     rivals_elsewhere: int
-    measures: int  # of the table of measures
+    measures: int  # the table of measures
+
+    @property
+    def total(self) -> int:
+        """Objects in all."""
+        return int(max(astuple(self)))
+
+    def of(self, condition: Condition) -> int:
+        """Objects that the few-frame focus meets under a condition."""
+        if condition is STIG:
+            return self.astigmatic
+        if condition is NO_STIG:
+            return self.no_stigmator
+        if condition is KNOWN:
+            return self.known
+        return self.other_objects if condition in OTHER_OBJECTS else self.ours
 
 
-QUICK: Final = Plan(10, 4, rivals=8, rivals_elsewhere=1, measures=8)
-FULL: Final = Plan(2_000, 2_000, rivals=1_000, rivals_elsewhere=150, measures=150)
+QUICK: Final = Plan(10, 4, 1, 10, 10, rivals=8, rivals_elsewhere=1, measures=8)
+FULL: Final = Plan(2_000, 1_000, 40, 1_000, 400, rivals=300, rivals_elsewhere=80, measures=80)
 
 
 def measure(quick: bool, seed: int) -> list[Row]:
@@ -119,14 +106,31 @@ def measure(quick: bool, seed: int) -> list[Row]:
 
 
 def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
-    """Run everything, say how far it is, and leave the plot of error against frames."""
+    """Run what is asked for, say how far it is, and leave the plot of error against frames."""
     from controller.bench.focus_baselines.chart import error_against_frames
 
-    results = run_all(QUICK if quick else FULL, seed, report.progress)
-    rows = [*our_rows(results), *rival_rows(results), *measure_rows(results)]
-    base = [r for r in results if r.condition == _BASE.name]
+    _check(report.only)
+    took = estimator_row()  # before the machine is busy
+
+    def rows(results: Sequence[RunResult]) -> list[Row]:
+        found = [*our_rows(results, took), *rival_rows(results), *measure_rows(results)]
+        return [row for row in found if row.n] if report.only else found
+
+    def partly(results: Sequence[RunResult]) -> None:
+        if report.partial is not None:
+            report.partial(rows(results))
+
+    results = run_all(QUICK if quick else FULL, seed, report, partly)
+    base = [r for r in results if r.condition == BASE.name]
     report.pictures["error_against_frames"] = error_against_frames(base, OURS)
-    return rows
+    return rows(results)
+
+
+def _check(only: Sequence[str]) -> None:
+    names = [condition.name for condition in CONDITIONS]
+    for part in only:
+        if part not in _KINDS and not any(part.lower() in name.lower() for name in names):
+            raise BadSettings("", "bench focus --only", repr(part), ", ".join([*_KINDS, *names]))
 
 
 # --- runs -----------------------------------------------------------------------------------
@@ -137,39 +141,53 @@ def _methods() -> dict[str, FocusMethod]:
     """Every method, by name; one set a process."""
     found: list[FocusMethod] = [*rivals(), *measure_table()]
     table: dict[str, FocusMethod] = {method.name: method for method in found}
-    table[OURS] = FewFrames(eye(), label=OURS, traces=False)
-    table[f"{OURS}, traced"] = FewFrames(eye(), label=OURS)
+    table[OURS] = FewFrames(eye(threads=1), label=OURS, traces=False)
+    table[f"{OURS}, traced"] = FewFrames(eye(threads=1), label=OURS)
     return table
 
 
-def _todo(run: int, plan: Plan) -> Iterator[tuple[Condition, str]]:
+def _is_wanted(kind: str, condition: Condition, only: Sequence[str]) -> bool:
+    kinds = [part for part in only if part in _KINDS]
+    parts = [part.lower() for part in only if part not in _KINDS]
+    name = condition.name.lower()
+    return (not kinds or kind in kinds) and (not parts or any(part in name for part in parts))
+
+
+def _todo(run: int, plan: Plan, only: Sequence[str]) -> Iterator[tuple[Condition, str]]:
     """What is asked of one run's object."""
-    for condition in _CONDITIONS:
-        if run < (plan.ours_astigmatic if condition.astigmatism_dof else plan.ours):
-            yield condition, f"{OURS}, traced" if condition is _BASE else OURS
-        most = plan.rivals if condition is _BASE else plan.rivals_elsewhere
-        if condition in _FOR_RIVALS and run < most:
+
+    def is_met(count: int) -> bool:
+        return run * count % plan.total < count  # evenly spread over all objects
+
+    for condition in CONDITIONS:
+        if _is_wanted(OURS, condition, only) and is_met(plan.of(condition)):
+            yield condition, f"{OURS}, traced" if condition is BASE else OURS
+        most = plan.rivals if condition is BASE else plan.rivals_elsewhere
+        is_wanted = _is_wanted(_RIVALS, condition, only)
+        if is_wanted and condition in FOR_RIVALS and is_met(most):
             for method in rivals():
                 yield condition, method.name
-        if condition is _BASE and run < plan.measures:
-            for method in measure_table():
-                yield condition, method.name
+    if _is_wanted(_MEASURES, BASE, only) and is_met(plan.measures):
+        for method in measure_table():
+            yield BASE, method.name
 
 
-def run_job(seed: int, runs: Sequence[int], plan: Plan) -> list[RunResult]:
+def run_job(
+    seed: int, runs: Sequence[int], plan: Plan, only: Sequence[str] = ()
+) -> list[RunResult]:
     """Some runs, in a worker; objects are drawn once for all that is asked of them."""
     cv2.setNumThreads(1)
     methods = _methods()
     results = []
     for run in runs:
-        subjects = {GENERATED: subject_of(seed, run, GENERATED)}
-        for condition, name in _todo(run, plan):
+        subjects = {}
+        for condition, name in _todo(run, plan, only):
             if condition.kinds not in subjects:
                 subjects[condition.kinds] = subject_of(seed, run, condition.kinds)
             subject = subjects[condition.kinds]
             method = methods[name]
-            if condition is _KNOWN and isinstance(method, FewFrames):
-                method = method.taught_by([problem_of(subject, _BASE, k) for k in (1, 2)])
+            if condition is KNOWN and isinstance(method, FewFrames):
+                method = method.taught_by([problem_of(subject, BASE, k) for k in (1, 2)])
             results.append(run_one(problem_of(subject, condition), method, subject))
     return results
 
@@ -190,383 +208,52 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def run_all(
-    plan: Plan, seed: int, progress: Callable[[str], None] | None = None
+    plan: Plan,
+    seed: int,
+    report: Report | None = None,
+    partly: Callable[[Sequence[RunResult]], None] = lambda _: None,
 ) -> list[RunResult]:
-    """All runs, in order, whatever process they ran in."""
-    total = max(plan.ours, plan.ours_astigmatic, plan.rivals, plan.rivals_elsewhere, plan.measures)
-    jobs = [range(k, min(k + _RUNS_A_JOB, total)) for k in range(0, total, _RUNS_A_JOB)]
-    workers = max(1, min(os.cpu_count() or 1, len(jobs)))
+    """All runs, in order, whatever process they ran in; fewer where the report sets a time.
+
+    partly: handed what there is, now and then.
+    """
+    asked = report or Report()
+    jobs = [range(k, min(k + _RUNS_A_JOB, plan.total)) for k in range(0, plan.total, _RUNS_A_JOB)]
+    workers = max(1, min(asked.jobs or os.cpu_count() or 1, len(jobs)))
+    began_s = told_s = time.perf_counter()
+    found: dict[int, list[RunResult]] = {}
     with (
         _one_thread_each(),
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
         waiting: dict[Future[list[RunResult]], int] = {
-            pool.submit(run_job, seed, job, plan): job.start for job in jobs
+            pool.submit(run_job, seed, job, plan, asked.only): number
+            for number, job in enumerate(jobs)
         }
-        found: dict[int, list[RunResult]] = {}
         done = 0
         for future in as_completed(waiting):
-            found[waiting[future]] = future.result()
-            done += len(jobs[waiting[future] // _RUNS_A_JOB])
-            if progress is not None:
-                progress(f"{done} of {total} objects")
-    return [result for start in sorted(found) for result in found[start]]
-
-
-# --- figures --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Runs of one method under one condition, and what they come to."""
-
-    runs: Sequence[RunResult]
-
-    @property
-    def n(self) -> int:
-        """How many."""
-        return len(self.runs)
-
-    @property
-    def successes(self) -> list[bool]:
-        """Near enough, and sure."""
-        return [r.is_confident and r.error_dof <= _TOLERANCE_DOF for r in self.runs]
-
-    @property
-    def false_locks(self) -> list[bool]:
-        """Sure, and wrong."""
-        return [r.is_confident and r.error_dof > _TOLERANCE_DOF for r in self.runs]
-
-    @property
-    def harms(self) -> list[bool]:
-        """Ends further off than it began, astigmatism included."""
-        return [
-            math.hypot(r.error_dof, r.stig_error_dof)
-            > math.hypot(r.start_error_dof, r.start_stig_error_dof) + _HARM_DOF
-            for r in self.runs
-        ]
-
-    @property
-    def sure(self) -> list[RunResult]:
-        """Those that did not give up."""
-        return [r for r in self.runs if r.is_confident]
-
-    @property
-    def errors(self) -> list[float]:
-        """Of those that did not give up."""
-        return [r.error_dof for r in self.sure]
-
-
-def _group(results: Sequence[RunResult], condition: Condition, method: str) -> Group:
-    return Group([r for r in results if r.condition == condition.name and r.method == method])
-
-
-def _share(
-    name: str,
-    hits: Sequence[bool],
-    bar: float | None = None,
-    better: Literal["lower", "higher"] = "higher",
-    baseline: float | None = None,
-    note: str = "",
-) -> Row:
-    n, count = len(hits), sum(hits)
-    if n == 0:
-        return Row(name, None, "", bar, better, baseline, 0, None, note or "nothing to count")
-    return Row(name, count / n, "", bar, better, baseline, n, wilson(count, n), note)
-
-
-def _quantile(
-    name: str,
-    values: Sequence[float],
-    share: float,
-    unit: str,
-    bar: float | None = None,
-    baseline: float | None = None,
-    note: str = "",
-) -> Row:
-    if not values:
-        return Row(name, None, unit, bar, "lower", baseline, 0, None, note or "no run was sure")
-    array = np.array(values, dtype=np.float64)
-    interval = bootstrap(array, share)
-    value = float(np.quantile(array, share))
-    return Row(name, value, unit, bar, "lower", baseline, array.size, interval, note)
-
-
-def _best_rival(results: Sequence[RunResult], condition: Condition) -> tuple[float | None, str]:
-    """Highest success of a rival, and whose it is."""
-    groups = [(method.name, _group(results, condition, method.name)) for method in rivals()]
-    shares = [(sum(g.successes) / g.n, name) for name, g in groups if g.n]
-    if not shares:
-        return None, ""
-    share, name = max(shares)
-    return share, f"baseline: {name}"
-
-
-def our_rows(results: Sequence[RunResult]) -> list[Row]:
-    """The few-frame focus, row by row of what is asked of it."""
-    base = _group(results, _BASE, OURS)
-    rows = []
-
-    def success(name: str, condition: Condition, bar: float | None) -> Group:
-        group = _group(results, condition, OURS)
-        baseline, note = _best_rival(results, condition)
-        rows.append(_share(name, group.successes, bar, baseline=baseline, note=note))
-        return group
-
-    success("success within 25 DOF", _BASE, 0.99)
-    success("success within 100 DOF", _FAR, 0.97)
-    rows += [
-        _quantile("error, median", base.errors, 0.5, "DOF", 0.07, *_least(results, 0.5)),
-        _quantile("error, p95", base.errors, 0.95, "DOF", 0.30, *_least(results, 0.95)),
-        *_frames_rows(results, base),
-        _share(
-            "sign after two frames",
-            [r.has_right_sign for r in base.runs if r.has_right_sign is not None],
-            0.995,
-            note="starts within 0.25 DOF of focus left out",
-        ),
-        *_dose_rows(results, base),
-        _estimator_row(),
-    ]
-    for condition, bar in ((_LOW, 0.98), (_LOWEST, 0.92)):
-        group = success(f"{condition.name}: success", condition, bar)
-        rows.append(_quantile(f"{condition.name}: error, median", group.errors, 0.5, "DOF", 0.2))
-        rows.append(_share(f"{condition.name}: sure and wrong", group.false_locks, 0.005, "lower"))
-    rows += [_loss_row(results, base, condition) for condition in _LEVELS]
-    rows += _stig_rows(results)
-    rows += _empty_rows(results, base)
-    rows += _calibration_rows(base)
-    success("backlash 5 DOF, hysteresis 3 %, drift 0.3 DOF/s, 5 % stale", _MECHANICS, 0.98)
-    everywhere = Group(
-        [
-            r
-            for r in results
-            if r.method == OURS and r.condition not in (_MECHANICS.name, _LOWEST.name)
-        ]
-    )
-    rows.append(_share("harm: ends worse by > 0.25 DOF", base.harms, 0.0, "lower"))
-    rows.append(
-        _share(
-            "harm, all conditions",
-            everywhere.harms,
-            0.0,
-            "lower",
-            note="but 5 e-/px and mechanics, whose start cannot be returned to exactly",
-        )
-    )
-    for condition in (_PERIODIC, _SPARSE):
-        group = success(f"{condition.name}: success", condition, None)
-        rows.append(_share(f"{condition.name}: sure and wrong", group.false_locks, None, "lower"))
-    return rows
-
-
-def _least(results: Sequence[RunResult], share: float) -> tuple[float | None, str]:
-    """The rivals' smallest such error under the first condition, and whose."""
-    groups = [(m.name, _group(results, _BASE, m.name).errors) for m in rivals()]
-    found = [(float(np.quantile(errors, share)), name) for name, errors in groups if errors]
-    if not found:
-        return None, ""
-    value, name = min(found)
-    return value, f"of runs that were sure; baseline: {name}"
-
-
-def _frames_rows(results: Sequence[RunResult], base: Group) -> list[Row]:
-    frames = [float(r.frames) for r in base.runs]
-    known = _group(results, _KNOWN, OURS)
-    groups = [(m.name, _group(results, _BASE, m.name)) for m in rivals()]
-    useful = [
-        (float(np.median([r.frames for r in g.runs])), name)
-        for name, g in groups
-        if g.n and sum(g.successes) >= 0.9 * g.n
-    ]
-    baseline, note = min(useful) if useful else (None, "")
-    said = f"baseline: {note}, the fewest with >= 90 % success" if note else ""
-    return [
-        _quantile("frames, median", frames, 0.5, "frames", 5.0, baseline, said),
-        _quantile("frames, p95", frames, 0.95, "frames", 7.0),
-        _quantile(
-            "frames, median, blur carried over",
-            [float(r.frames) for r in known.runs],
-            0.5,
-            "frames",
-            4.0,
-            note=f"from two runs before; success {np.mean(known.successes or [False]):.3f}",
-        ),
-    ]
-
-
-def _dose_rows(results: Sequence[RunResult], base: Group) -> list[Row]:
-    low = _group(results, _LOW, OURS)
-    final = f"of a picture at {FINAL_DWELL_NS / 1e3:g} us and 50 pA, on the same area"
-    whole = f"of a picture of {_FINAL_PX[0]} x {_FINAL_PX[1]} at the same dwell"
-    in_all = [
-        r.frames
-        * _BASE.dose_e_per_px
-        * _FRAME_PX**2
-        / (r.final_electrons_per_px * np.prod(_FINAL_PX))
-        for r in base.runs
-    ]
-    return [
-        _quantile("dose of all frames", _doses(base), 0.5, "", 0.10, note=final),
-        _quantile("electrons of all frames", in_all, 0.5, "", note=whole),
-        _quantile("dose of all frames at 20 e-/px", _doses(low), 0.5, "", 0.10, note=final),
-    ]
-
-
-def _doses(group: Group) -> list[float]:
-    return [r.electrons_per_px / r.final_electrons_per_px for r in group.runs]
-
-
-def _estimator_row() -> Row:
-    """Two frames of 256 x 256 looked at, and the next step, in this process."""
-    subject = subject_of(0, 0, GENERATED)
-    problem = problem_of(subject, _BASE)
-    looker, net = eye(), ACNet(prior=Prior(range_dof=_BASE.half_range_dof))
-    start = problem.start
-    commands = (start, FocusCommand(start.z_dof + 10.0))
-    frames = [problem.observe(command).pixels for command in commands]
-    took_ms = []
-    for _ in range(24):
-        began_s = time.perf_counter()
-        views = [looker.look(f, c) for f, c in zip(frames, commands, strict=True)]
-        net.next_step(views)
-        took_ms.append((time.perf_counter() - began_s) * 1e3)
-    name = "estimator, two frames of 256 x 256"
-    return _quantile(name, took_ms[4:], 0.5, "ms", 15.0, note=looker.name)
-
-
-def _loss_row(results: Sequence[RunResult], base: Group, condition: Condition) -> Row:
-    """Success lost against the same runs without it."""
-    group = _group(results, condition, OURS)
-    plain = {r.run: good for r, good in zip(base.runs, base.successes, strict=True)}
-    pairs = [
-        (plain[r.run], good)
-        for r, good in zip(group.runs, group.successes, strict=True)
-        if r.run in plain
-    ]
-    name = f"{condition.name}: success lost"
-    if not pairs:
-        return Row(name, None, "", 0.01, "lower", n=0, note="nothing to count")
-    losses = np.array([float(before) - float(after) for before, after in pairs])
-    rng = np.random.default_rng(0)
-    means = losses[rng.integers(0, losses.size, (1_000, losses.size))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Row(
-        name,
-        float(losses.mean()),
-        "",
-        0.01,
-        "lower",
-        n=len(pairs),
-        ci95=(float(low), float(high)),
-        note=f"sure and wrong: {sum(group.false_locks)} of {group.n}",
-    )
-
-
-def _stig_rows(results: Sequence[RunResult]) -> list[Row]:
-    corrected = _group(results, _STIG, OURS)
-    good = [
-        r.is_confident
-        and math.hypot(r.error_dof, r.stig_error_dof) <= _STIG_TOLERANCE_DOF
-        and r.frames <= 8
-        for r in corrected.runs
-    ]
-    left = [math.hypot(r.error_dof, r.stig_error_dof) for r in corrected.sure]
-    alone = _group(results, _NO_STIG, OURS)
-    # A line focus lies an astigmatism's length off the circle of least confusion.
-    lines = [
-        r.is_confident
-        and r.error_dof > _TOLERANCE_DOF
-        and abs(r.error_dof - r.start_stig_error_dof) < 0.5 * r.start_stig_error_dof
-        for r in alone.runs
-    ]
-    return [
-        _share(
-            "astigmatism corrected with defocus",
-            good,
-            0.98,
-            note=f"to {_STIG_TOLERANCE_DOF:g} DOF together, in at most 8 frames",
-        ),
-        _quantile("astigmatism and defocus left, median", left, 0.5, "DOF"),
-        _quantile("astigmatism: frames, median", [r.frames for r in corrected.runs], 0.5, "frames"),
-        _share("no stigmator: circle of least confusion", alone.successes),
-        _share("no stigmator: line focus", lines, 0.0, "lower"),
-    ]
-
-
-def _empty_rows(results: Sequence[RunResult], base: Group) -> list[Row]:
-    empty = _group(results, _EMPTY, OURS)
-    refused = [not r.is_confident and r.is_restored for r in empty.runs]
-    groups = [_group(results, _EMPTY, m.name) for m in rivals()]
-    locks = [sum(r.is_confident for r in g.runs) / g.n for g in groups if g.n]
-    return [
-        _share("empty field: cannot focus, position restored", refused, 0.99),
-        _share(
-            "empty field: false lock",
-            [r.is_confident for r in empty.runs],
-            0.005,
-            "lower",
-            float(np.median(locks)) if locks else None,
-            "baseline: the rivals' median",
-        ),
-        _share("abstains on a good field", [not r.is_confident for r in base.runs], 0.01, "lower"),
-        _share("sure and wrong", base.false_locks, 0.005, "lower"),
-    ]
-
-
-def _calibration_rows(base: Group) -> list[Row]:
-    """Errors in units of their own sigma."""
-    ratios = [r.error_dof / r.sigma_dof for r in base.sure if r.sigma_dof]
-    one, two = [x <= 1.0 for x in ratios], [x <= 2.0 for x in ratios]
-    return [
-        _share("within 1 sigma, at least", one, 0.63),
-        _share("within 1 sigma, at most", one, 0.73, "lower"),
-        _share("within 2 sigma", two, 0.93),
-    ]
-
-
-def rival_rows(results: Sequence[RunResult]) -> list[Row]:
-    """Every rival on the same runs."""
-    rows = []
-    for method in rivals():
-        base, name = _group(results, _BASE, method.name), method.name
-        rows += [
-            _share(f"{name}: success", base.successes),
-            _quantile(f"{name}: error, median", base.errors, 0.5, "DOF"),
-            _quantile(f"{name}: error, p95", base.errors, 0.95, "DOF"),
-            _quantile(f"{name}: frames", [float(r.frames) for r in base.runs], 0.5, "frames"),
-            _quantile(f"{name}: dose", _doses(base), 0.5, ""),
-            _quantile(
-                f"{name}: time a frame",
-                [r.method_s / max(1, r.frames) * 1e3 for r in base.runs],
-                0.5,
-                "ms",
-            ),
-            _share(f"{name}: sure and wrong", base.false_locks, better="lower"),
-            _share(f"{name}: harm", base.harms, better="lower"),
-        ]
-        for condition in _FOR_RIVALS:
-            if condition in (_BASE, _EMPTY):
+            if future.cancelled():
                 continue
-            group = _group(results, condition, name)
-            rows.append(_share(f"{name}: success, {condition.name}", group.successes))
-        locks = [r.is_confident for r in _group(results, _EMPTY, name).runs]
-        rows.append(_share(f"{name}: false lock, empty field", locks, better="lower"))
-    return rows
+            number = waiting[future]
+            found[number] = future.result()
+            done += len(jobs[number])
+            if asked.progress is not None:
+                asked.progress(f"{done} of {plan.total} objects")
+            now_s = time.perf_counter()
+            if asked.most_s is not None and now_s - began_s > asked.most_s:
+                for other in waiting:
+                    other.cancel()
+            elif now_s - told_s > _PARTIAL_EVERY_S:
+                told_s = now_s
+                partly(_from_the_first(found))
+    return _from_the_first(found)
 
 
-def measure_rows(results: Sequence[RunResult]) -> list[Row]:
-    """Every measure under the one search, 21 planes and a parabola."""
-    rows = []
-    for method in measure_table():
-        group = _group(results, _BASE, method.name)
-        rows.append(
-            _share(
-                method.name,
-                group.successes,
-                note=f"median error {np.median(group.errors):.3f} DOF of the sure"
-                if group.errors
-                else "",
-            )
-        )
-    return rows
+def _from_the_first(found: dict[int, list[RunResult]]) -> list[RunResult]:
+    """Results of all jobs up to the first one that is missing."""
+    results: list[RunResult] = []
+    for number in range(len(found)):
+        if number not in found:
+            break
+        results += found[number]
+    return results

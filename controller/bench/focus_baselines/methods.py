@@ -275,13 +275,13 @@ def sharpness(
     return Metric(name, Preparation(smooth_px=smooth_px, normaliser=normaliser))
 
 
-def eye() -> AENet:
-    """AENet with its network, or physics only where that is not to be had."""
+def eye(threads: int = 0) -> AENet:
+    """AENet with its network, or physics only where that is not to be had; threads 0: most."""
     model = Path(inference.__file__).parent / "weights" / "aenet.onnx"
     if not model.is_file():
         return AENet()
     try:
-        return AENet(OnnxEngine(model))
+        return AENet(OnnxEngine(model, threads))
     except NoEngine:
         return AENet()
 

@@ -47,6 +47,7 @@ _CURRENT_PA: Final = 50.0
 _WIDEST: Final = 4.0
 _PLAY_WIDTHS_DOF: Final = (2.0, 6.0, 18.0, 54.0)
 _APPROACH_DOF: Final = 12.0
+_LEAST_SIGNED_DOF: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +372,7 @@ class RunResult:
     method_s: float  # its own time, all estimates together
     sigma_dof: float | None
     trace_error_dof: tuple[float, ...]  # |believed - true| after each frame
-    has_right_sign: bool | None  # after two frames; None: not told, or nothing to tell
+    has_right_sign: bool | None  # after two frames; None: not told, or too near for a sign
     reason: str
 
 
@@ -410,6 +411,6 @@ def run_one(problem: SimulatedProblem, method: FocusMethod, subject: Subject) ->
 
 def _sign_after_two(outcome: FocusOutcome, problem: SimulatedProblem) -> bool | None:
     wanted = problem.focus.z_dof - problem.start.z_dof
-    if len(outcome.trace_z_dof) < 2 or abs(wanted) < 0.25:
+    if len(outcome.trace_z_dof) < 2 or abs(wanted) < _LEAST_SIGNED_DOF:
         return None
     return (outcome.trace_z_dof[1] - problem.start.z_dof) * wanted > 0.0

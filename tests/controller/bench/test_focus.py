@@ -6,12 +6,16 @@ from dataclasses import replace
 import pytest
 
 from controller.bench import BENCHES, Report, focus
-from controller.bench.focus import Plan, measure_with, our_rows, rival_rows, run_all, run_job
+from controller.bench.focus import Plan, measure_with, run_all, run_job
+from controller.bench.focus_baselines.conditions import BASE as BASE_CONDITION
+from controller.bench.focus_baselines.conditions import EMPTY as EMPTY_CONDITION
 from controller.bench.focus_baselines.methods import rivals
 from controller.bench.focus_baselines.problem import RunResult
+from controller.bench.focus_baselines.rows import OURS, our_rows, rival_rows
+from controller.errors import BadSettings
 from controller.figures import Row
 
-OURS = focus.OURS
+NOTHING = Plan(0, 0, 0, 0, 0, 0, 0, 0)
 BASE, FAR, EMPTY = "25 DOF, 200 e-/px", "100 DOF", "empty field"
 
 
@@ -161,15 +165,15 @@ def test_astigmatism_and_defocus_must_both_be_gone_in_eight_frames() -> None:
 
 def test_signs_that_nobody_could_tell_are_left_out() -> None:
     rows = _ours(_result(0), _result(1, has_right_sign=False), _result(2, has_right_sign=None))
-    assert rows["sign after two frames"].value == pytest.approx(0.5)
-    assert rows["sign after two frames"].n == 2
+    assert rows["sign after two frames, >= 1 DOF off"].value == pytest.approx(0.5)
+    assert rows["sign after two frames, >= 1 DOF off"].n == 2
 
 
 def test_a_job_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(focus, "_CONDITIONS", (focus._BASE, focus._EMPTY))
+    monkeypatch.setattr(focus, "CONDITIONS", (BASE_CONDITION, EMPTY_CONDITION))
     some = tuple(m for m in rivals() if m.name in ("golden section", "Fibonacci"))
     monkeypatch.setattr(focus, "rivals", lambda: some)
-    found = run_job(1, [0, 1], Plan(2, 2, rivals=1, rivals_elsewhere=0, measures=0))
+    found = run_job(1, [0, 1], replace(NOTHING, ours=2, rivals=1))
     done = [(r.run, r.condition, r.method) for r in found]
     assert done.count((0, BASE, OURS)) == 1
     assert done.count((1, EMPTY, OURS)) == 1
@@ -179,9 +183,9 @@ def test_a_job_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_agree_with_one_another_and_say_how_far_they_are() -> None:
-    plan = Plan(0, 0, rivals=0, rivals_elsewhere=0, measures=5)
+    plan = replace(NOTHING, measures=5)
     said: list[str] = []
-    spread = run_all(plan, 3, said.append)
+    spread = run_all(plan, 3, Report(said.append, jobs=2))
     alone = run_job(3, [4], plan)
     assert said[-1] == "5 of 5 objects"
     theirs = [r for r in spread if r.run == 4]
@@ -191,12 +195,63 @@ def test_processes_agree_with_one_another_and_say_how_far_they_are() -> None:
 
 
 def test_the_whole_leaves_rows_and_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        focus, "run_all", lambda plan, seed, progress: [_result(k) for k in range(plan.ours)]
-    )
+    monkeypatch.setattr(focus, "run_all", lambda plan, *_: [_result(k) for k in range(plan.ours)])
     report = Report()
     rows = measure_with(True, 1, report)
     assert {row.name for row in rows} >= {"success within 25 DOF", "Brent, as OughtaFocus: success"}
     assert report.pictures["error_against_frames"].count("<polyline") == 1
     timing = next(row for row in rows if row.name.startswith("estimator"))
     assert timing.value is not None
+
+
+def test_what_is_asked_of_fewer_objects_is_spread_over_all() -> None:
+    plan = replace(NOTHING, ours=10, rivals=3, astigmatic=5)
+    asked = [list(focus._todo(run, plan, ())) for run in range(10)]
+    with_rivals = [
+        run for run in range(10) if any(m != OURS and "," not in m for _, m in asked[run])
+    ]
+    assert len(with_rivals) == 3
+    assert max(with_rivals) - min(with_rivals) >= 5
+    astigmatic = [sum(c.name == "astigmatism 10 DOF" for c, _ in todo) for todo in asked]
+    assert astigmatic == [1, 0] * 5
+
+
+@pytest.mark.parametrize(
+    ("only", "conditions", "methods"),
+    [
+        (("ours", "100 dof"), {FAR}, {OURS}),
+        (("rivals", "empty"), {EMPTY}, {m.name for m in rivals()}),
+        (("e-/px",), {BASE, "20 e-/px", "5 e-/px"}, {"ours, traced", OURS, "Fibonacci"}),
+    ],
+)
+def test_parts_can_be_picked(
+    only: tuple[str, ...], conditions: set[str], methods: set[str]
+) -> None:
+    plan = Plan(1, 1, 1, 1, 1, 1, 1, 1)
+    todo = list(focus._todo(0, plan, only))
+    assert {condition.name for condition, _ in todo} == conditions
+    assert {name for _, name in todo} >= methods
+    assert len({name for _, name in todo}) >= len(methods)
+
+
+def test_a_part_that_is_none_is_refused() -> None:
+    with pytest.raises(BadSettings, match=r"100 DOF"):
+        measure_with(True, 1, Report(only=("1000 DOF",)))
+
+
+def test_a_bench_cut_short_counts_whole_stretches_only() -> None:
+    plan = replace(NOTHING, measures=40)
+    cut = run_all(plan, 3, Report(jobs=2, most_s=0.0))
+    runs = sorted({r.run for r in cut})
+    assert runs == list(range(len(runs)))
+    assert 0 < len(runs) < 40
+    found = {0: [_result(0)], 1: [_result(1)], 3: [_result(3)]}
+    assert [r.run for r in focus._from_the_first(found)] == [0, 1]
+
+
+def test_rows_are_handed_on_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(focus, "_PARTIAL_EVERY_S", 0.0)
+    counts: list[int] = []
+    run_all(replace(NOTHING, measures=4), 3, Report(jobs=1), lambda r: counts.append(len(r)))
+    assert counts == sorted(counts)
+    assert counts[-1] > 0
