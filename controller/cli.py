@@ -142,10 +142,29 @@ def bench(
     *,
     quick: Quick = False,
     seed: int = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=256, help="processes, where a bench takes several")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="this part only, where a bench has parts; repeatable")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=1_440.0, help="begin nothing new after so long"),
+    ] = None,
     out: OutFile = None,
 ) -> None:
     """Measure the budgets on this machine and print them beside their bars."""
-    print_benches(name, _console(), quick=quick, seed=seed, out=out)
+    print_benches(
+        name,
+        _console(),
+        quick=quick,
+        seed=seed,
+        jobs=jobs,
+        only=only or (),
+        most_s=None if minutes is None else 60.0 * minutes,
+        out=out,
+    )
 
 
 @cli.command()

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from controller import cli
+from controller.bench import Report
 from controller.errors import BadSettings, SearchFailed, UnsafeCommand
 from controller.figures import Row
 from controller.record.rundir import BadRecord, NotARun
@@ -207,8 +208,9 @@ def test_bench_unknown() -> None:
 def quick_bench(monkeypatch):
     asked = []
 
-    def run(name: str, *, quick: bool, seed: int, report: object = None) -> list[Row]:
-        asked.append((name, quick, seed))
+    def run(name: str, *, quick: bool, seed: int, report: Report) -> list[Row]:
+        asked.append((name, quick, seed, report.jobs, report.only, report.most_s))
+        report.partial([Row(f"{name} half", 1.0)])
         return [Row(f"{name} p50", 12.5, "us", bar=100.0, better="lower", n=10)]
 
     monkeypatch.setattr("controller.bench.run_bench", run)
@@ -217,13 +219,25 @@ def quick_bench(monkeypatch):
 
 def test_bench_prints_and_writes(quick_bench, tmp_path) -> None:
     out = tmp_path / "new" / "figures.json"
-    result = called("bench", "frames", "--quick", "--seed", 4, "--out", out)
+    words = ["--jobs", 3, "--only", "a", "--only", "b", "--minutes", 0.5]
+    result = called("bench", "frames", "--quick", "--seed", 4, "--out", out, *words)
     assert result.exit_code == 0
-    assert quick_bench == [("frames", True, 4)]
+    assert quick_bench == [("frames", True, 4, 3, ("a", "b"), 30.0)]
     assert "frames p50" in result.output
     written = json.loads(out.read_text())
     assert (written["name"], written["seed"]) == ("frames", 4)
     assert written["rows"][0]["met"] is True
+
+
+def test_a_bench_that_breaks_leaves_what_it_had(monkeypatch, tmp_path) -> None:
+    def breaks(name: str, *, quick: bool, seed: int, report: Report) -> list[Row]:
+        report.partial([Row("half", 1.0)])
+        raise SearchFailed("the other half")
+
+    monkeypatch.setattr("controller.bench.run_bench", breaks)
+    out = tmp_path / "figures.json"
+    assert isinstance(called("bench", "frames", "--out", out).exception, SearchFailed)
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["half"]
 
 
 def test_bench_out_that_cannot_be_written(quick_bench, tmp_path) -> None:
