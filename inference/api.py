@@ -55,6 +55,8 @@ class Detection:
     off_ladder: float  # distance of the contrast from the material's ladder, in contrast units
     score: float  # 0..1: how surely this is a flake of that material at all; ranks detections
     touches_border: bool  # of the image: the region may go on in the neighbouring tile
+    # Holds 95 % of the probability; None: nobody worked it out.
+    thickness_interval_nm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

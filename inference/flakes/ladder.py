@@ -28,6 +28,7 @@ THICKEST_NM = 60.0
 
 _COLOUR_CELLS = 64  # per channel of the colour table
 _COLOUR_FROM, _COLOUR_TO = -1.0, 1.56  # contrasts the table covers; cells of 0.04
+_COLOUR_SEEN = 1.54  # the middle of the last cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ class Ladder:
 
     def colour_table(self) -> ColourTable:
         """The nearest point precomputed over colour space, for whole images."""
-        return ColourTable(self, _nearest_of_cells(self))
+        seen = self.cut_off(np.full(3, _COLOUR_SEEN, dtype=np.float32))
+        return ColourTable(self, seen, _nearest_of_cells(seen))
 
     def log_likelihoods(
         self, contrast_rgb: FloatArray, sigma_rgb: FloatArray, max_layers: int
@@ -172,14 +174,20 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ColourTable:
-    """Nearest ladder point of every colour, in cells; refined per pixel along the curve."""
+    """Nearest ladder point of every colour, in cells; refined per pixel along the curve.
+
+    Thick transparent crystals are far brighter than the cells go: colour and curve are cut off
+    there alike.
+    """
 
     ladder: Ladder
+    seen: Ladder  # the same, cut off where the cells end
     nearest: npt.NDArray[np.int16]  # (64 * 64 * 64,)
 
     def read(self, contrast_rgb: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What `Ladder.nearest` says, distances within 0.005 of it, for (n, 3) contrasts."""
-        return self.ladder.refined(contrast_rgb, self.nearest[colour_cells(contrast_rgb)])
+        points = np.minimum(contrast_rgb, np.float32(_COLOUR_SEEN))
+        return self.seen.refined(points, self.nearest[colour_cells(points)])
 
 
 def colour_cells(contrast_rgb: FloatArray) -> npt.NDArray[np.int32]:
@@ -223,13 +231,21 @@ def layer_grid(layer_nm: float, fine_layers: float = 14.0) -> FloatArray:
 @lru_cache(maxsize=512)
 def model_contrast(material: str, oxide_nm: float, optics: Optics) -> FloatArray:
     """Contrasts on `layer_grid`, (n, 3), before any fitted gain; read-only."""
-    card = optics.material(material)
-    grid_nm = layer_grid(card.layer_thickness_nm).astype(np.float64) * card.layer_thickness_nm
-    flake = _signal(oxide_nm, optics, [(card.index(WAVELENGTHS_NM), grid_nm)])
-    contrast = (flake / bare_signal(oxide_nm, optics) - 1.0).astype(np.float32)
-    contrast = optics.correction.applied(contrast)
+    layer_nm = optics.material(material).layer_thickness_nm
+    grid_nm = layer_grid(layer_nm).astype(np.float64) * layer_nm
+    contrast = contrast_at(material, oxide_nm, optics, grid_nm)
     contrast.setflags(write=False)
     return contrast
+
+
+def contrast_at(
+    material: str, oxide_nm: float, optics: Optics, thickness_nm: npt.NDArray[np.float64]
+) -> FloatArray:
+    """Contrasts of crystals that thick, (n,) -> (n, 3), before any fitted gain."""
+    index = optics.material(material).index(WAVELENGTHS_NM)
+    flake = _signal(oxide_nm, optics, [(index, thickness_nm)])
+    contrast = (flake / bare_signal(oxide_nm, optics) - 1.0).astype(np.float32)
+    return optics.correction.applied(contrast)
 
 
 @lru_cache(maxsize=512)

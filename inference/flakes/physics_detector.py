@@ -34,6 +34,7 @@ from inference.flakes.calibration import (
     nominal_calibration,
 )
 from inference.flakes.ladder import (
+    THICKEST_NM,
     ColourTable,
     Ladder,
     Optics,
@@ -53,6 +54,7 @@ from inference.flakes.segmentation import (
     merged_boxes,
     packed_sheet,
 )
+from inference.flakes.thickness import estimate_thickness
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -79,6 +81,8 @@ class DetectorSettings(BaseModel):
     index_curves: Mapping[str, str] = Field(default_factory=dict)
     """Measurement of a material's index to use; `calibrate` chooses where none is named."""
     max_layers: int = Field(12, ge=1, le=40)
+    max_thickness_nm: float | None = Field(None, ge=0.3, le=THICKEST_NM - 5.0)
+    """Crystals thicker than `max_layers` are reported up to here; None: they are not."""
     min_area_um2: float = Field(25.0, gt=0.0, le=1e6)
     off_ladder_max: float = Field(0.035, gt=0.0, le=0.5)
     """Distance from the ladder, in contrast units, beyond which a region is something else."""
@@ -88,6 +92,12 @@ class DetectorSettings(BaseModel):
     """A region whose colour varies more (one sigma, contrast units) is not one terrace."""
     half_width_min_px: float = Field(2.0, ge=0.0, le=100.0)
     score_min: float = Field(0.02, ge=0.0, le=1.0)
+
+    def most_layers(self, layer_nm: float) -> int:
+        """The thickest crystals that are reported, of layers that thick."""
+        if self.max_thickness_nm is None:
+            return self.max_layers
+        return max(self.max_layers, round(self.max_thickness_nm / layer_nm))
 
     @field_validator("material_cards")
     @classmethod
@@ -141,6 +151,8 @@ class _Prepared:
     """Everything derived from settings and calibration once, not per photograph."""
 
     settings: DetectorSettings
+    optics: Optics  # with what the wafer's calibration knows
+    is_curve_known: frozenset[str]  # materials whose index curve was chosen, not taken by default
     tables: tuple[ColourTable, ...]
     kind_of_colour: npt.NDArray[np.uint8]
     cuts: Cuts
@@ -324,12 +336,13 @@ def _prepared(settings: DetectorSettings, wafer: SubstrateCalibration) -> _Prepa
     for table in tables:
         thickness, distance = table.read(centres)
         near = distance < 0.08 + 1.5 * settings.off_ladder_relative * size
-        plausible |= near & (thickness < settings.max_layers + 2.0)
+        plausible |= near & (thickness < settings.most_layers(table.ladder.layer_nm) + 2.0)
         thinnest = min(thinnest, float(np.linalg.norm(table.ladder.at(1.0))))
     off = float(np.clip(0.5 * thinnest, 0.012, 0.07))
     kinds = np.where(largest_channel(centres) < _DARK_CONTRAST, DARK, 0)
     kinds[plausible] = PLAUSIBLE
-    return _Prepared(settings, tables, kinds.astype(np.uint8), Cuts(off=off))
+    chosen = frozenset(material for material, _ in optics.index_curves)
+    return _Prepared(settings, optics, chosen, tables, kinds.astype(np.uint8), Cuts(off=off))
 
 
 def _looked_at(
@@ -373,6 +386,8 @@ def _detections(
     thickness = np.zeros((len(prepared.tables), count), dtype=np.float32)
     distance = np.zeros_like(thickness)
     ladders = [[table.ladder] * count for table in prepared.tables]
+    most = np.array([settings.most_layers(table.ladder.layer_nm) for table in prepared.tables])
+    ceilings: dict[int, FloatArray] = {}
     for k, table in enumerate(prepared.tables):
         thickness[k], distance[k] = table.ladder.nearest(contrast)
     for j in np.flatnonzero(terraces.saturated_px > 0.3 * terraces.area_px).tolist():
@@ -381,8 +396,9 @@ def _detections(
         ceiling = np.where(full >= _FULL_SHARE * full_scale, contrast[j], np.inf)
         if not np.isfinite(ceiling).any():
             continue
+        ceilings[j] = ceiling.astype(np.float32)
         for k in range(len(ladders)):
-            ladders[k][j] = ladders[k][j].cut_off(ceiling.astype(np.float32))
+            ladders[k][j] = ladders[k][j].cut_off(ceilings[j])
             thickness[k, j], distance[k, j] = (
                 float(v[0]) for v in ladders[k][j].nearest(contrast[j])
             )
@@ -392,7 +408,7 @@ def _detections(
     size = np.linalg.norm(contrast, axis=1)
     tolerance = slack * (settings.off_ladder_max + settings.off_ladder_relative * size)
     is_near = (distance < tolerance) & (thickness > 0.5)
-    fits = is_near & (thickness < settings.max_layers + 0.5)
+    fits = is_near & (thickness < most[:, None] + 0.5)
     keep = (
         (terraces.area_px >= min_area_px)
         & fits.any(axis=0)
@@ -410,14 +426,26 @@ def _detections(
         sigma = np.hypot(systematic, noise).astype(np.float32)
         near = np.flatnonzero(is_near[:, k]).tolist()
         best, ranked = identified(
-            contrast[k], sigma, [ladders[n][k] for n in near], settings.max_layers
+            contrast[k], sigma, [ladders[n][k] for n in near], int(most[near].max())
         )
         number = near[best]
         ladder = ladders[number][k]
+        thickness_nm = float(thickness[number, k]) * ladder.layer_nm
+        read = estimate_thickness(
+            contrast[k],
+            sigma,
+            ladder.material,
+            calibration,
+            prepared.optics,
+            is_curve_known=ladder.material in prepared.is_curve_known,
+            ceiling_rgb=ceilings.get(k),
+        )
+        if thickness[number, k] > settings.max_layers + 0.5:
+            thickness_nm = read.nm  # too thick to count: what all laboratories' curves say
         off_ladder = float(distance[number, k])
         score = _score(
             off_ladder=off_ladder / slack,
-            layers_share=float(thickness[number, k]) / settings.max_layers,
+            layers_share=float(thickness[number, k]) / float(most[number]),
             solidity=shape.solidity,
             spread=float(terraces.spread[k]),
             area_px=shape.area_px,
@@ -445,11 +473,15 @@ def _detections(
                 material=ladder.material,
                 layers=ranked[0][0],
                 layer_probabilities=ranked,
-                thickness_nm=float(thickness[number, k]) * ladder.layer_nm,
+                thickness_nm=thickness_nm,
                 contrast_rgb=(red, green, blue),
                 off_ladder=off_ladder,
                 score=score,
                 touches_border=is_first or is_last,
+                thickness_interval_nm=(
+                    min(read.low_nm, thickness_nm),
+                    max(read.high_nm, thickness_nm),
+                ),
             )
         )
     return found

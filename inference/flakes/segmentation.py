@@ -632,7 +632,7 @@ def _quartiles(
     owner: npt.NDArray[np.int32], values: npt.NDArray[np.float32], count: int
 ) -> npt.NDArray[np.float32]:
     """25, 50 and 75 % of the values of each owner 1 ... count, (count, 3), from fine histograms."""
-    bins, low, step = 640, -1.0, 0.004
+    bins, low, step = 1500, -1.0, 0.004  # up to 5: thick transparent crystals
     index = np.clip(((values - low) / step).astype(np.int32), 0, bins - 1)
     histogram = np.bincount((owner - 1) * bins + index, minlength=count * bins)
     cumulative = np.cumsum(histogram.reshape(count, bins), axis=1)
