@@ -92,6 +92,8 @@ class Piece:
     score: float
     area_um2: float
     touches_border: bool
+    # Holds 95 % of the probability; None: nobody worked it out.
+    thickness_interval_nm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,3 +316,5 @@ class CatalogueEntry:
     sharpness: float
     tiles: tuple[int, ...]  # scan tiles that show it
     revisit: Revisited | None  # None: not revisited
+    # Holds 95 % of the probability; None: nobody worked it out.
+    thickness_interval_nm: tuple[float, float] | None = None

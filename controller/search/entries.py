@@ -113,6 +113,7 @@ def _entry(
         sharpness=terrace.sharpness,
         tiles=terrace.tiles,
         revisit=state.revisited.get(entry_id),
+        thickness_interval_nm=terrace.thickness_interval_nm,
     )
 
 

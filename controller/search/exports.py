@@ -158,6 +158,7 @@ def coco(entries: Sequence[CatalogueEntry], images: Sequence[KeptImage]) -> Json
                         "layers": entry.layers,
                         "probability": _finite(entry.probability),
                         "thickness_nm": _finite(entry.thickness_nm),
+                        "thickness_interval_nm": entry.thickness_interval_nm,
                         "area_um2": _finite(entry.area_um2),
                     },
                 }
@@ -409,6 +410,7 @@ def _tile_corners(scan: ScanPlanned | None) -> list[tuple[int, Ring]]:
 
 def _csv_row(entry: CatalogueEntry, chip: ChipFound) -> dict[str, object]:
     revisit = entry.revisit if entry.revisit is not None and entry.revisit.found else None
+    interval: tuple[object, object] = entry.thickness_interval_nm or ("", "")
     values: dict[str, object] = {
         "entry_id": entry.entry_id,
         "flake_id": entry.flake_id,
@@ -418,6 +420,8 @@ def _csv_row(entry: CatalogueEntry, chip: ChipFound) -> dict[str, object]:
         "probability": entry.probability,
         "layer_probabilities": " ".join(f"{n}:{p:.4f}" for n, p in entry.layer_probabilities),
         "thickness_nm": entry.thickness_nm,
+        "thickness_low_nm": interval[0],
+        "thickness_high_nm": interval[1],
         "area_um2": entry.area_um2,
         "aspect_ratio": entry.aspect_ratio,
         "chip_x_um": entry.chip_x_um,

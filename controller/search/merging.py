@@ -72,6 +72,7 @@ class TerracePiece:
     score: float
     sharpness: float
     touches_border: bool  # of its tile
+    thickness_interval_nm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +94,7 @@ class Terrace:
     is_cut: bool  # it goes on where no tile looked
     pieces: tuple[int, ...]  # indices into what was merged
     tiles: tuple[int, ...]  # that show it, ascending
+    thickness_interval_nm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +129,7 @@ def terrace_piece(tile_index: int, piece: Piece, sharpness: float) -> TerracePie
         score=piece.score,
         sharpness=sharpness,
         touches_border=piece.touches_border,
+        thickness_interval_nm=piece.thickness_interval_nm,
     )
 
 
@@ -400,7 +403,19 @@ def _unite(
         is_cut=not is_whole and coverage.ends_at(polygon, settings.jitter_um),
         pieces=tuple(indices),
         tiles=tuple(sorted({p.tile_index for p in members})),
+        thickness_interval_nm=_mean_interval(share, spoken),
     )
+
+
+def _mean_interval(
+    share: npt.NDArray[np.float64], spoken: Sequence[TerracePiece]
+) -> tuple[float, float] | None:
+    """What several tiles share is systematic: the interval gets no narrower by looking twice."""
+    intervals = [p.thickness_interval_nm for p in spoken if p.thickness_interval_nm is not None]
+    if len(intervals) < len(spoken):
+        return None
+    low_nm, high_nm = share @ np.array(intervals)
+    return float(low_nm), float(high_nm)
 
 
 def _whole_outline(members: Sequence[TerracePiece]) -> tuple[Polygon, float, bool] | None:

@@ -102,6 +102,7 @@ def pieces_of(answer: FlakeAnswer, to_stage: ToStage, um2_per_px: float) -> tupl
                 score=detection.score,
                 area_um2=detection.area_px * um2_per_px,
                 touches_border=detection.touches_border,
+                thickness_interval_nm=detection.thickness_interval_nm,
             )
         )
     return tuple(pieces)

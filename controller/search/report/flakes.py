@@ -74,6 +74,16 @@ COLUMNS = (  # key in the page's data, heading, title
 )
 
 
+def _thickness(entry: CatalogueEntry) -> str:
+    """In nm, with the interval that holds 95 % of its probability."""
+    text = f"{number(entry.thickness_nm, 2)}{NNBSP}nm"
+    if entry.thickness_interval_nm is None:
+        return text
+    low_nm, high_nm = entry.thickness_interval_nm
+    digits = 2 if high_nm < 3.0 else 1
+    return f"{text} ({number(low_nm, digits)} to {number(high_nm, digits)})"
+
+
 def ordered(entries: Iterable[CatalogueEntry]) -> list[CatalogueEntry]:
     """Best first; what nobody asked for comes last."""
     return sorted(entries, key=lambda e: (e.rank <= 0, e.rank, -e.score, e.entry_id))
@@ -325,7 +335,7 @@ def _card(
     rows = [
         ("Area", area_text(entry.area_um2)),
         ("Aspect", number(entry.aspect_ratio, 1)),
-        ("Thickness", f"{number(entry.thickness_nm, 2)}{NNBSP}nm"),
+        ("Thickness", _thickness(entry)),
         ("Focus score", f"{1e3 * entry.sharpness:.2g}{NNBSP}·10⁻³"),
         ("Off ladder", number(entry.off_ladder, 3)),
         ("Flake score", number(entry.score, 2)),

@@ -186,6 +186,13 @@ def test_csv_says_its_units_and_comes_back():
     )
 
 
+def test_a_thickness_has_its_interval_and_an_unknown_one_an_empty_cell():
+    known = entry(thickness_nm=12.0, thickness_interval_nm=(11.0, 13.5))
+    first, second = csv.DictReader(io.StringIO(csv_text((known, entry()), CHIP)))
+    assert (first["thickness_low_nm"], first["thickness_high_nm"]) == ("11.0", "13.5")
+    assert (second["thickness_low_nm"], second["thickness_high_nm"]) == ("", "")
+
+
 def test_an_empty_catalogue_still_has_a_header():
     full, empty = csv_text(ENTRIES, CHIP), csv_text((), CHIP)
     assert empty == full.splitlines(keepends=True)[0]

@@ -5,6 +5,7 @@ field, and reports it where it believes to be.
 """
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -346,3 +347,19 @@ def test_a_journals_piece_becomes_a_polygon():
     assert tied.polygon.is_valid
     assert terrace_piece(0, fact(((0.0, 0.0), (1.0, 1.0))), 0.7) is None
     assert terrace_piece(0, fact(((0.0, 0.0), (1.0, 1.0), (2.0, 2.0))), 0.7) is None
+
+
+def test_looking_twice_makes_no_thickness_surer():
+    """What tiles disagree about averages out; what the optics got wrong they share."""
+    square = box(0.0, 0.0, 20.0, 20.0)
+    known = [
+        replace(piece(square, tile), thickness_nm=nm, thickness_interval_nm=(nm - 1.0, nm + 2.0))
+        for tile, nm in ((0, 11.0), (1, 13.0))
+    ]
+    boxes = {0: (-10.0, -10.0, 40.0, 40.0), 1: (-10.0, -10.0, 40.0, 40.0)}
+    ((terrace,),) = (flake.terraces for flake in merge(known, boxes))
+    assert terrace.thickness_nm == pytest.approx(12.0)
+    assert terrace.thickness_interval_nm == pytest.approx((11.0, 14.0))
+    unknown = [known[0], replace(known[1], thickness_interval_nm=None)]
+    ((terrace,),) = (flake.terraces for flake in merge(unknown, boxes))
+    assert terrace.thickness_interval_nm is None
