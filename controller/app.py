@@ -24,7 +24,7 @@ from controller.safety import Envelope
 from controller.search.report import Ladder
 from controller.search.scorecard import TruthTerrace
 from controller.search.state import SearchState
-from controller.settings import Settings, validated
+from controller.settings import InferenceSettings, Settings, validated
 from drivers.api import Instrument, Objective, Pixels
 from drivers.replay import ReplayMicroscope, ReplaySettings
 from inference.api import (
@@ -36,6 +36,7 @@ from inference.api import (
     SharpnessMeasure,
 )
 from inference.engine import Engine
+from inference.engine_cache import EngineCache, default_folder
 from inference.flakes import ladder as ladders
 from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
 from inference.flakes.physics_detector import (
@@ -49,7 +50,8 @@ from inference.focus.aenet import AENet
 from inference.focus.gradient import GradientSharpness
 from inference.focus.likelihood import Prior
 from inference.focus.parabola import InverseParabola
-from inference.onnx_engine import OnnxEngine
+from inference.onnx_engine import OnnxEngine, onnxruntime_here
+from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
 from simulator.clock import VirtualTimeLoop
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
 from simulator.sem import SemSettings, SimulatedSem
@@ -248,19 +250,72 @@ def true_defocus_um(instrument: Instrument) -> float | None:
     return None
 
 
-def few_frames(depth_of_field_um: float, has_stigmator: bool, range_dof: float) -> FewFrames:
+@dataclass(frozen=True, slots=True)
+class EngineFound:
+    """What could run a network here."""
+
+    name: str
+    version: str  # and the device; "" where it cannot
+    lack: str = ""  # why it cannot
+
+
+def engines() -> tuple[EngineFound, ...]:
+    """Every runtime that is known, the preferred first."""
+    try:
+        tensorrt = EngineFound("TensorRT", tensorrt_here())
+    except NoEngine as error:
+        tensorrt = EngineFound("TensorRT", "", str(error))
+    try:
+        onnx = EngineFound("onnxruntime", onnxruntime_here())
+    except NoEngine as error:
+        onnx = EngineFound("onnxruntime", "", str(error))
+    return tensorrt, onnx
+
+
+def models() -> tuple[Path, ...]:
+    """The networks that are kept with the program."""
+    return tuple(sorted((Path(inference.__file__).parent / "weights").glob("*.onnx")))
+
+
+def open_engine(
+    model: Path, wanted: InferenceSettings, say: Callable[[str], None] | None = None
+) -> Engine:
+    """A network, ready to run; `say` hears why a GPU that is there is not used.
+
+    Raises NoEngine or BadModel.
+    """
+    if wanted.engine == "tensorrt":
+        return TensorRTEngine(model, EngineCache(default_folder()))
+    if wanted.engine == "auto" and engines()[0].version:
+        try:
+            return TensorRTEngine(model, EngineCache(default_folder()))
+        except ModelError as error:
+            if say is not None:
+                say(f"{model.stem}: onnxruntime instead of TensorRT, because {error}")
+    return OnnxEngine(model)
+
+
+def focus_engine(
+    wanted: InferenceSettings, say: Callable[[str], None] | None = None
+) -> Engine | None:
+    """The network of AENet; None: no runtime, or the weights are not there."""
+    model = next((model for model in models() if model.stem == "aenet"), None)
+    if model is None:
+        return None
+    try:
+        return open_engine(model, wanted, say)
+    except NoEngine as error:
+        if wanted.engine != "auto":
+            raise
+        if say is not None:
+            say(f"aenet: physics only, because {error}")
+        return None
+
+
+def few_frames(
+    depth_of_field_um: float, has_stigmator: bool, range_dof: float, engine: Engine | None
+) -> FewFrames:
     """The eyes and the controller of the few-frame focus; physics only where no network is."""
     prior = Prior(range_dof=range_dof, astigmatism_dof=10.0 if has_stigmator else 0.0)
     limits = Limits(has_stigmator=has_stigmator, wide_ratio=1.0)
-    return FewFrames(AENet(focus_engine()), ACNet(limits, prior), depth_of_field_um)
-
-
-def focus_engine() -> Engine | None:
-    """The network of AENet; None: onnxruntime or the weights are not there."""
-    model = Path(inference.__file__).parent / "weights" / "aenet.onnx"
-    if not model.is_file():
-        return None
-    try:
-        return OnnxEngine(model)
-    except NoEngine:
-        return None
+    return FewFrames(AENet(engine), ACNet(limits, prior), depth_of_field_um)

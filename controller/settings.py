@@ -112,6 +112,13 @@ class FocusSettings(Section):
     surface: FocusSurfaceSettings = FocusSurfaceSettings()
 
 
+class InferenceSettings(Section):
+    """What runs the networks."""
+
+    # auto: TensorRT where a GPU and a package for it are there, else onnxruntime.
+    engine: Literal["auto", "tensorrt", "onnx"] = "auto"
+
+
 class OverviewSettings(Section):
     """The look at low magnification that finds the chip."""
 
@@ -179,6 +186,7 @@ class Settings(Section):
     motion: MotionSettings = MotionSettings()
     camera: CameraSettings = CameraSettings()
     focus: FocusSettings = FocusSettings()
+    inference: InferenceSettings = InferenceSettings()
     overview: OverviewSettings = OverviewSettings()
     scan: ScanSettings = ScanSettings()
     detector: dict[str, Any] = Field(default_factory=dict)

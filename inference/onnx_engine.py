@@ -9,13 +9,29 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from inference.api import BadModel, NoEngine
 from inference.engine import Card, check_shape, load_card
+
+Package: TypeAlias = Any  # onnxruntime, which has no types
+
+
+def find_package() -> Package:
+    """The runtime. Raises NoEngine, saying what to install."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        message = "onnxruntime is not installed: pip install onnxruntime"
+        raise NoEngine(message) from error
+
+
+def onnxruntime_here() -> str:
+    """Release and device. Raises NoEngine, saying what is missing."""
+    return f"{find_package().__version__}, CPU"
 
 
 class OnnxEngine:
@@ -26,11 +42,7 @@ class OnnxEngine:
 
         Raises BadModel if file and card disagree, NoEngine without onnxruntime.
         """
-        try:
-            onnxruntime: Any = importlib.import_module("onnxruntime")
-        except ImportError as error:
-            message = "onnxruntime is not installed: pip install onnxruntime"
-            raise NoEngine(message) from error
+        onnxruntime = find_package()
         self._card = load_card(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or max(1, (os.cpu_count() or 2) - 1)

@@ -75,6 +75,15 @@ def find_package() -> Package:
     raise NoEngine(message)
 
 
+def tensorrt_here() -> str:
+    """Package, release and GPU. Raises NoEngine, saying what is missing."""
+    gpu, package = Cuda().gpu, find_package()
+    return (
+        f"{package.__name__} {package.__version__}, {gpu.name} "
+        f"(compute capability {gpu.compute_capability}, CUDA {gpu.driver})"
+    )
+
+
 def build_plan(package: Package, model: Path, card: Card, profile: Profile) -> bytes:
     """A serialised engine for an ONNX file. Raises BadModel, naming what is not understood."""
     log, said = _log_of(package)

@@ -24,6 +24,8 @@ def examine(config: Path | None, console: Console) -> None:
         table.add_row(key, str(value))
     free_gib = rundir.free_gib(Path.cwd())
     table.add_row("free disk here", f"{free_gib:.1f} GiB")
+    for engine in app.engines():
+        table.add_row(engine.name, engine.version or f"[yellow]none[/]: {escape(engine.lack)}")
     console.print(table)
     if config is None:
         return

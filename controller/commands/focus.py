@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from controller import app
 from controller.commands.overrides import overridden
@@ -23,8 +24,13 @@ def focus_once(
     settings = validated(Settings, overridden(tables, overrides), str(config))
     instrument = app.open_instrument(settings, str(config))
 
+    def say(words: str) -> None:
+        console.print(f"[yellow]{escape(words)}[/]")
+
+    engine = app.focus_engine(settings.inference, say)
+
     def make(depth_of_field_um: float, has_stigmator: bool) -> FewFrames:
-        few = app.few_frames(depth_of_field_um, has_stigmator, settings.focus.range_dof)
+        few = app.few_frames(depth_of_field_um, has_stigmator, settings.focus.range_dof, engine)
         console.print(f"{instrument.name}: {few.aenet.name}, 1 DOF = {depth_of_field_um:.3f} um")
         return few
 

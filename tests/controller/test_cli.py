@@ -153,7 +153,7 @@ def test_a_mistake_in_the_program_is_not_hidden(monkeypatch) -> None:
 
 def test_doctor_says_what_is_installed() -> None:
     said = plain(called("doctor"))
-    for word in ("python", "numpy", "zarr", "cores", "free disk here"):
+    for word in ("python", "numpy", "zarr", "cores", "free disk here", "onnxruntime", "TensorRT"):
         assert word in said
 
 

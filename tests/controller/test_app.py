@@ -1,0 +1,99 @@
+"""The composition root: which engine is opened, and what is said when it is not the wanted one."""
+
+import pytest
+
+from controller import app
+from controller.settings import InferenceSettings
+from inference.api import BadModel, NoEngine
+
+AUTO, ONNX, TENSORRT = (InferenceSettings(engine=e) for e in ("auto", "onnx", "tensorrt"))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """One with a GPU, or not, and a TensorRT that loads, or not."""
+
+    class Opened:
+        def __init__(self, model, *_):
+            self.model = model
+
+    def with_gpu(error=None):
+        def opened(model, *_):
+            if error is not None:
+                raise error
+            return Opened(model)
+
+        monkeypatch.setattr(app, "tensorrt_here", lambda: "tensorrt 11.4, H100")
+        monkeypatch.setattr(app, "TensorRTEngine", opened)
+
+    def without_gpu():
+        def lacks(*_):
+            raise NoEngine("no NVIDIA driver here")
+
+        monkeypatch.setattr(app, "tensorrt_here", lacks)
+        monkeypatch.setattr(app, "TensorRTEngine", lacks)
+
+    def without_onnxruntime():
+        def lacks(*_):
+            raise NoEngine("onnxruntime is not installed")
+
+        monkeypatch.setattr(app, "onnxruntime_here", lacks)
+        monkeypatch.setattr(app, "OnnxEngine", lacks)
+
+    class Machine:
+        pass
+
+    made = Machine()
+    made.with_gpu, made.without_gpu = with_gpu, without_gpu
+    made.without_onnxruntime = without_onnxruntime
+    made.tensorrt = Opened
+    return made
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def test_the_gpu_where_there_is_one(machine, said):
+    machine.with_gpu()
+    for wanted in (AUTO, TENSORRT):
+        assert isinstance(app.focus_engine(wanted, said.append), machine.tensorrt)
+    assert "onnxruntime" in app.focus_engine(ONNX, said.append).describe()
+    assert not said
+
+
+def test_the_processor_where_there_is_none(machine, said):
+    machine.without_gpu()
+    assert "onnxruntime" in app.focus_engine(AUTO, said.append).describe()
+    assert not said  # nothing is wrong with a machine without a GPU
+    with pytest.raises(NoEngine, match="no NVIDIA driver"):
+        app.focus_engine(TENSORRT, said.append)
+
+
+@pytest.mark.parametrize("error", [NoEngine("no kernels for H100"), BadModel("no Frobnicate")])
+def test_a_gpu_that_does_not_serve_is_said(machine, said, error):
+    machine.with_gpu(error)
+    assert "onnxruntime" in app.focus_engine(AUTO, said.append).describe()
+    assert said == [f"aenet: onnxruntime instead of TensorRT, because {error}"]
+    with pytest.raises(type(error), match=str(error)):
+        app.focus_engine(TENSORRT, said.append)
+
+
+def test_physics_where_nothing_runs(machine, said):
+    machine.without_gpu()
+    machine.without_onnxruntime()
+    assert app.focus_engine(AUTO, said.append) is None
+    assert said == ["aenet: physics only, because onnxruntime is not installed"]
+    with pytest.raises(NoEngine):
+        app.focus_engine(ONNX, said.append)
+
+
+def test_engines_say_what_they_lack(machine):
+    machine.without_gpu()
+    tensorrt, onnx = app.engines()
+    assert (tensorrt.version, tensorrt.lack) == ("", "no NVIDIA driver here")
+    assert onnx.version.endswith("CPU")
+    assert not onnx.lack
+    machine.with_gpu()
+    assert app.engines()[0].version == "tensorrt 11.4, H100"
