@@ -278,17 +278,22 @@ def models() -> tuple[Path, ...]:
 
 
 def open_engine(
-    model: Path, wanted: InferenceSettings, say: Callable[[str], None] | None = None
+    model: Path,
+    wanted: InferenceSettings,
+    say: Callable[[str], None] | None = None,
+    *,
+    cache: Path | None = None,
 ) -> Engine:
     """A network, ready to run; `say` hears why a GPU that is there is not used.
 
-    Raises NoEngine or BadModel.
+    cache: where built engines are kept; None: in the user's own caches. Raises NoEngine, BadModel.
     """
+    kept = EngineCache(cache or default_folder())
     if wanted.engine == "tensorrt":
-        return TensorRTEngine(model, EngineCache(default_folder()))
+        return TensorRTEngine(model, kept)
     if wanted.engine == "auto" and engines()[0].version:
         try:
-            return TensorRTEngine(model, EngineCache(default_folder()))
+            return TensorRTEngine(model, kept)
         except ModelError as error:
             if say is not None:
                 say(f"{model.stem}: onnxruntime instead of TensorRT, because {error}")

@@ -62,6 +62,7 @@ BENCHES: Final = _table(
     Bench("accounting", "frames at full rate with a consumer that stalls: none without an end"),
     Bench("halt", "from the call to both axes, with detector, disk and camera at full load"),
     Bench("detector", "milliseconds for one 1920 x 1200 tile: detect, focus measure, save, render"),
+    Bench("engines", "milliseconds for every network on every engine that is here"),
     Bench("pipeline", "stream, record and detect together, over detecting alone"),
     Bench("tour", "length of the scan's route over a lower bound"),
     Bench("search", "a whole simulated search: share of the scan-time bound, recall, positions"),

@@ -1,0 +1,44 @@
+"""Every model on every engine; one that is missing is a row that says why."""
+
+import numpy as np
+import pytest
+
+from controller import app
+from controller.bench import engines
+from inference.api import NoEngine
+from inference.onnx_engine import OnnxEngine
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """What is measured, by name, on a machine whose TensorRT is `tensorrt(model)`."""
+
+    def measured(tensorrt):
+        monkeypatch.setattr(app, "TensorRTEngine", lambda model, cache: tensorrt(model))
+        return {row.name: row for row in engines.measure(quick=True, seed=1)}
+
+    return measured
+
+
+def test_a_missing_engine_says_why(rows):
+    def lacks(model):
+        raise NoEngine("no NVIDIA driver here")
+
+    found = rows(lacks)
+    missing = found["aenet on TensorRT, batch of (2, 32)"]
+    assert (missing.value, missing.note) == (None, "no NVIDIA driver here")
+    assert found["aenet on onnxruntime, batch of (2, 32)"].value > 0
+    assert found["aenet on onnxruntime, two frames"].bar == 15.0
+    assert not any("difference" in name for name in found)
+
+
+def test_answers_are_compared(rows):
+    class Off(OnnxEngine):
+        def run(self, array):
+            return super().run(array) + np.float32(0.25)
+
+    found = rows(Off)
+    (difference,) = (row for name, row in found.items() if "difference" in name)
+    assert difference.value == pytest.approx(0.25)
+    assert not difference.met
+    assert found["aenet on TensorRT, two frames"].bar == 2.0
