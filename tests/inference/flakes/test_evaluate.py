@@ -1,14 +1,17 @@
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from inference.api import BadImage, BadModel, Calibration, FlakeAnswer
+from inference.flakes import evaluate
 from inference.flakes.contact_sheet import write_sheets
 from inference.flakes.evaluate import evaluate_folder
 from inference.flakes.masks import images_in, mask_counts, read_labels, truth_for
 from inference.flakes.physics_detector import DetectorSettings
+from inference.flakes.scoring import ignored_shares
 
 SETTINGS = DetectorSettings()
 
@@ -227,3 +230,22 @@ def test_another_detector_is_judged_alike(folder):
     assert values(found)["recall"] == 0.0
     assert values(found)["precision"] is None
     assert len(asked) == 2
+
+
+def test_the_list_of_real_terraces_fits_the_photographs(shared_data):
+    """It keeps clear of the labels, names its rule, and gives layers to labelled instances only."""
+    folder = shared_data / "flakes" / "graphene_masked"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs in {folder}")
+    listed = Path(evaluate.__file__).with_name("real_terraces_graphene_masked.json")
+    paths = images_in(folder / "images")
+    truths = truth_for(paths, folder / "masks")
+    regions = evaluate.ignored_in(paths, listed)
+    assert sum(len(r) for r in regions) == 64
+    assert min(r.area_px for image in regions for r in image) >= 150
+    for true, ignored in zip(truths, regions, strict=True):
+        assert np.all(ignored_shares(ignored, true) < 0.15)  # outlines are pixelated
+    numbered = evaluate.with_layers(paths, truths, listed)
+    layers = [t.layers for image in numbered for t in image if t.layers is not None]
+    assert len(layers) == 36
+    assert set(layers) == {1, 2, 3, 4, 5, 6}
