@@ -55,6 +55,7 @@ class FocusBelief:
     scale: float  # blur radius, pixels per DOF, posterior mean
     scale_log_sd: float
     shape_probabilities: tuple[float, ...]  # in the order of blur.SHAPES
+    is_noise_white: bool = True  # False: the floor was found to differ from band to band
 
 
 @dataclass(frozen=True, slots=True)

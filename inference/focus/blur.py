@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 from inference.focus.spectrum import SIDE_PX, band_edges_cyc_px
 
-SHAPES = ("gauss", "disc", "truncated-gauss", "cone", "wave")
+SHAPES = ("gauss", "disc", "truncated-gauss", "cone", "wave", "soft-wave")
 MOST_RADIUS_PX = 160.0
 _STEPS = 192
-_CUT_OFF_CYC_PX = 1.2  # of the aperture, for the wave shape: about one pixel of diffraction blur
+# Of the aperture: about one pixel of diffraction blur, and two, for lenses that resolve less.
+_CUT_OFF_CYC_PX = {"wave": 1.2, "soft-wave": 0.58}
 _U_MOST = math.log1p(MOST_RADIUS_PX)
 U_STEP = _U_MOST / (_STEPS - 1)  # of log(1 + radius), from one row of the table to the next
 
@@ -70,8 +71,8 @@ def transfer(
             return gauss
         case "disc":
             return _radial(x, "disc")
-        case "wave":
-            slack = np.clip(1.0 - f_cyc_px / _CUT_OFF_CYC_PX, 0.0, 1.0)
+        case "wave" | "soft-wave":
+            slack = np.clip(1.0 - f_cyc_px / _CUT_OFF_CYC_PX[shape], 0.0, 1.0)
             return _radial(x * slack, "disc")
         case _:
             return _radial(x, shape)

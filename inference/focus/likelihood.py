@@ -28,6 +28,7 @@ from inference.focus.spectrum import SECTORS, BandPower, band_edges_cyc_px
 F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.floating[Any]]
 SECTOR_STRIDE = 2  # bands taken together where sectors are told apart
+_PEDESTAL_LOG = np.float32(0.7)  # what coloured noise has over the highest frequencies' floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,13 @@ class Prior:
     astigmatism_dof: float = 0.0  # the most there may be; 0: not asked about
     blur_px_per_dof: float = 1.0  # blur radius: 1 when a DOF is one pixel over the half-angle
     blur_log_sd: float = 0.2
-    shape_probabilities: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)
+    shape_probabilities: tuple[float, ...] = (1.0 / len(blur.SHAPES),) * len(blur.SHAPES)
     gain_log_sd: float = 0.15  # of the power, frame to frame
     spectrum_log_sd: float = 2.5
     temperature: float = 1.2
     sector_temperature: float = 1.8
     model_log_sd: float = 0.06
-    halo_ratio: float = 0.0  # of the object's power that no blur takes away; see `believe`
+    pedestal_log_sd: float = 0.0  # 0: noise is white, with each frame's own floor; see `believe`
     least_sigma_dof: float = 0.05  # lens errors that no frame tells, in the best of cases
 
 
@@ -90,10 +91,24 @@ def _sum_of(levels: Sequence[BandPower]) -> BandPower:
     )
 
 
-def scale_grid(prior: Prior) -> tuple[F64, F64]:
-    """Blur radii in pixels per DOF that are summed over, and their log-weights."""
-    offsets = np.array([-1.8, -0.9, 0.0, 0.9, 1.8])
-    return prior.blur_px_per_dof * np.exp(prior.blur_log_sd * offsets), -0.5 * offsets**2
+def scale_grid(
+    prior: Prior, around: tuple[float, float] | None = None, points: int = 5
+) -> tuple[F64, F64]:
+    """Blur radii in pixels per DOF that are summed over, and their log-weights.
+
+    around: mean and standard deviation of the radius's logarithm, where they are known better.
+    """
+    middle = math.log(prior.blur_px_per_dof)
+    if around is None:
+        half = 1.8 * prior.blur_log_sd
+        points = max(points, math.ceil(2.0 * half / 0.25) + 1)
+        logs = middle + np.linspace(-half, half, points)
+    else:
+        logs = around[0] + np.linspace(-1.8, 1.8, points) * around[1]
+    step = float(logs[1] - logs[0])
+    weights = -0.5 * np.square((logs - middle) / prior.blur_log_sd)
+    weights += math.log(step / (prior.blur_log_sd * math.sqrt(2.0 * math.pi)))
+    return np.exp(logs), weights
 
 
 def _groups(views: Sequence[FocusView]) -> list[tuple[float, list[tuple[FocusView, BandPower]]]]:
@@ -216,18 +231,30 @@ def on_grid(
 
 def profiled(group: Cells, m2: F32, radius: F32, prior: Prior) -> tuple[F64, F64]:
     """Negative log-likelihood with object and gains fitted, and the squared residuals, (g,)."""
-    cost, chi2, _ = fitted(group, m2, radius, prior)
-    return cost, chi2
+    fit = fitted(group, m2, radius, prior)
+    return fit.cost, fit.chi2
 
 
-def fitted(group: Cells, m2: F32, radius: F32, prior: Prior) -> tuple[F64, F64, F32]:
-    """As `profiled`, and the object's log power, (cells, g).
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """The best object, gains and noise for each of g candidates."""
 
-    m2: (k, cells, g); radius (k, cells or 1, g) px. Gauss-Newton in the logarithm of the object,
-    gains in turn; Huber's weights at 2.5.
+    cost: F64  # (g,), negative log-likelihood
+    chi2: F64  # (g,)
+    log_object: F32  # (cells, g)
+    noise: F32  # (k or 1, cells or 1, g or 1)
+
+
+def fitted(group: Cells, m2: F32, radius: F32, prior: Prior) -> Fit:
+    """Fit the object, the gains, and with `prior.pedestal_log_sd` the noise's colour.
+
+    m2: (k, cells, g); radius (k, cells or 1, g) px. Gauss-Newton in the logarithm of the object and
+    of the noise, gains in turn; Huber's weights at 2.5.
     """
-    y, floor = group.log_power, group.floor
+    y = group.log_power
     k = len(y)
+    is_coloured = prior.pedestal_log_sd > 0.0
+    noise = floor = np.min(group.floor, axis=0, keepdims=True) if is_coloured else group.floor
     signal = np.maximum(np.exp(y) - floor, 0.1 * floor / np.sqrt(group.modes))
     # Mean log power of micrographs and random textures in focus: a power law, a weak prior only.
     mean_s = (-4.6 - 2.6 * np.log(group.ring / 0.1)).astype(np.float32)
@@ -236,47 +263,77 @@ def fitted(group: Cells, m2: F32, radius: F32, prior: Prior) -> tuple[F64, F64, 
     gain = np.zeros((k, 1, m2.shape[2]), dtype=np.float32)
     s_precision = np.float32(1.0 / prior.spectrum_log_sd**2)
     g_precision = np.float32(1.0 / prior.gain_log_sd**2)
+    q_precision = np.float32(1.0 / prior.pedestal_log_sd**2 if is_coloured else 0.0)
+    lift = np.full_like(log_s, _PEDESTAL_LOG)
     variance = weight = np.ones_like(m2)
-    for i in range(3):
-        part = np.exp(log_s + gain) * m2
-        total = part + floor
-        share = part / total
+    rounds = 6 if is_coloured else 3
+    for i in range(rounds):
+        if is_coloured:
+            noise = floor * np.exp(lift)
+        object_ = np.exp(log_s + gain)
+        total = object_ * m2 + noise
+        share = object_ * m2 / total
         r = y - np.log(total)
-        if i < 2:
-            variance = variance_of(
-                share, np.exp(log_s + gain) / total, group, group.ring * radius, radius, prior
-            )
-        weight = share / variance * np.minimum(1.0, 2.5 * np.sqrt(variance) / (np.abs(r) + 1e-6))
-        curved = weight * share
-        along_s = (weight * r).sum(axis=0) - s_precision * (log_s - mean_s)
-        change = np.clip(along_s / (curved.sum(axis=0) + s_precision), -2.0, 2.0)
-        log_s = log_s + change
-        if k > 1:
+        if i < rounds - 1:
+            variance = variance_of(share, group, group.ring * radius, radius, prior)
+        robust = np.minimum(1.0, 2.5 * np.sqrt(variance) / (np.abs(r) + 1e-6))
+        if is_coloured:
+            # Both at once: what is object and what is noise pull at each other.
+            weight = robust / variance
+            rest = 1.0 - share
+            ss = (weight * share * share).sum(axis=0) + s_precision
+            sq = (weight * share * rest).sum(axis=0)
+            qq = (weight * rest * rest).sum(axis=0) + q_precision
+            along_s = (weight * share * r).sum(axis=0) - s_precision * (log_s - mean_s)
+            along_q = (weight * rest * r).sum(axis=0) - q_precision * (lift - _PEDESTAL_LOG)
+            det = ss * qq - sq * sq
+            change = np.clip((qq * along_s - sq * along_q) / det, -2.0, 2.0)
+            rise = np.clip((ss * along_q - sq * along_s) / det, -1.0, 1.0)
+            log_s, lift = log_s + change, lift + rise
+            weight = weight * share
+            curved = weight * share
+            r = r - share * change - rest * rise
+        else:
+            weight = share / variance * robust
+            curved = weight * share
+            along_s = (weight * r).sum(axis=0) - s_precision * (log_s - mean_s)
+            change = np.clip(along_s / (curved.sum(axis=0) + s_precision), -2.0, 2.0)
+            log_s = log_s + change
             r = r - share * change
+        if k > 1:
             gain = gain + ((weight * r).sum(axis=1, keepdims=True) - g_precision * gain) / (
                 curved.sum(axis=1, keepdims=True) + g_precision
             )
-    r = y - np.log(np.exp(log_s + gain) * m2 + floor)
+    if is_coloured:
+        noise = floor * np.exp(lift)
+    r = y - np.log(np.exp(log_s + gain) * m2 + noise)
     norm = r * r / variance
-    robust = np.where(norm < 6.25, 0.5 * norm, 2.5 * np.sqrt(norm) - 3.125)
-    cost = (robust + 0.5 * np.log(variance)).sum(axis=(0, 1), dtype=np.float64)
+    loss = np.where(norm < 6.25, 0.5 * norm, 2.5 * np.sqrt(norm) - 3.125)
+    cost = (loss + 0.5 * np.log(variance)).sum(axis=(0, 1), dtype=np.float64)
     cost += 0.5 * g_precision * np.square(gain).sum(axis=(0, 1), dtype=np.float64)
     cost += 0.5 * s_precision * np.square(log_s - mean_s).sum(axis=0, dtype=np.float64)
     # The object is integrated out, not only fitted: without this a fit that leaves no residual wins
     # by claiming the smallest errors, and one frame alone would always seem to be in focus.
     known = (share * share / variance).sum(axis=0) + s_precision
+    if is_coloured:
+        rest = 1.0 - share
+        crossed = np.square((share * rest / variance).sum(axis=0))
+        known = known * ((rest * rest / variance).sum(axis=0) + q_precision) - crossed
+        cost += 0.5 * q_precision * np.square(lift - _PEDESTAL_LOG).sum(axis=0, dtype=np.float64)
+        cost -= 0.5 * math.log(q_precision) * len(group.ring)
     cost += 0.5 * np.log(known).sum(axis=0, dtype=np.float64)
-    return cost, np.minimum(norm, 25.0).sum(axis=(0, 1), dtype=np.float64), log_s
+    chi2 = np.minimum(norm, 25.0).sum(axis=(0, 1), dtype=np.float64)
+    return Fit(cost, chi2, log_s, noise)
 
 
-def variance_of(share: F32, halo: F32, group: Cells, x: F32, radius: F32, prior: Prior) -> F32:
+def variance_of(share: F32, group: Cells, x: F32, radius: F32, prior: Prior) -> F32:
     """Variance of a log power: what counting scatters, and what the model leaves out.
 
-    share: signal over all power; halo: the same without blur; x: frequency times blur radius.
-    Strong blur shows the shape, which is not known, and brings in what lies outside the field;
-    power in a few peaks is not blurred by the band's average. The first two were fitted on
-    micrographs blurred by shapes outside the family; for the third a Gaussian's log M^2 changes by
-    2 (pi x)^2 d log f, and a band's frequencies scatter by 0.065 of themselves.
+    share: signal over all power; x: frequency times blur radius. Strong blur shows the shape, which
+    is not known, and brings in what lies outside the field; power in a few peaks is not blurred by
+    the band's average. The first two were fitted on micrographs blurred by shapes outside the
+    family; for the third a Gaussian's log M^2 changes by 2 (pi x)^2 d log f, and a band's
+    frequencies scatter by 0.065 of themselves.
     """
     share2 = share * share
     x2 = x * x
@@ -285,8 +342,7 @@ def variance_of(share: F32, halo: F32, group: Cells, x: F32, radius: F32, prior:
     peaks = group.unevenness * np.square(1.3 * x2 / (1.0 + x2))
     model = np.float32(prior.model_log_sd**2) + shape_error + exchange + peaks
     counted = (1.0 - share2) / group.modes + np.square(1.0 - share) / group.floor_modes
-    kept = np.square(np.float32(prior.halo_ratio) * halo)
-    variance: F32 = counted + share2 * model + kept + np.float32(3e-5)
+    variance: F32 = counted + share2 * model + np.float32(3e-5)
     return variance
 
 

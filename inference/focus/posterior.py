@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,6 +34,10 @@ from inference.focus.likelihood import (
 )
 
 _HALF_STEPS = 60  # of the first grid over the range
+_BAD_MISFIT = 1.7  # one run in thirty on a counted, unprocessed image
+_PEDESTAL_LOG_SD = 1.5
+_UNKNOWN_LOG_SD = 0.4  # of the scale, where the image is not what the instrument was said to give
+_LEAST_GAIN = 3.0  # of log-evidence
 _HALF_FINE = 24  # of the grid around the peak
 
 
@@ -40,6 +45,10 @@ def believe(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
     """Sum up all frames; with `prior.astigmatism_dof` > 0 the stigmator's error too.
 
     The last few answers are kept: a history that grows by one frame starts from what it believed.
+    Noise is white where a detector counts. Interpolation, filters and compression colour it, and
+    leave a floor that differs from band to band: frames that fit badly are judged again with such a
+    floor, which the most blurred of them show, and with a scale that nobody measured. What makes
+    all frames likelier is believed.
     """
     if not views:
         message = "at least one frame is needed"
@@ -50,7 +59,16 @@ def believe(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
 @functools.lru_cache(maxsize=32)
 def _believed(views: tuple[FocusView, ...], prior: Prior) -> FocusBelief:
     summed = coadded(views)
-    round_belief = believe_round(summed, prior)
+    round_belief, log_evidence = _round_belief(summed, prior)
+    if round_belief.misfit > _BAD_MISFIT and prior.pedestal_log_sd <= 0.0:
+        unknown = replace(
+            prior,
+            pedestal_log_sd=_PEDESTAL_LOG_SD,
+            blur_log_sd=max(prior.blur_log_sd, _UNKNOWN_LOG_SD),
+        )
+        again, log_evidence_again = _round_belief(summed, unknown)
+        if log_evidence_again > log_evidence + _LEAST_GAIN:
+            round_belief, prior = again, unknown
     if prior.astigmatism_dof <= 0 or len(views) < 2:
         return round_belief
     before = _believed(views[:-1], prior) if len(views) > 2 else None
@@ -59,6 +77,11 @@ def _believed(views: tuple[FocusView, ...], prior: Prior) -> FocusBelief:
 
 def believe_round(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
     """Posterior over focus alone, by grids: the whole range first, then around the peak."""
+    return _round_belief(views, prior)[0]
+
+
+def _round_belief(views: Sequence[FocusView], prior: Prior) -> tuple[FocusBelief, float]:
+    """The posterior and the logarithm of its evidence."""
     data = ring_cells(views)
     first = views[0].command.z_dof
     scales, scale_weights = scale_grid(prior)
@@ -80,15 +103,17 @@ def believe_round(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
             break
         step = step_new
         grid = _peak(grid, log_post) + np.arange(-_HALF_FINE, _HALF_FINE + 1) * step
+        scales, scale_weights = scale_grid(prior, _scale_of(scales, log_post))
         log_post, misfit = on_grid(data, grid, scales, scale_weights, prior)
         z, sd = summary(grid, log_post)
     weights = np.exp(log_post - log_post.max())
-    weights /= weights.sum()
+    total = float(weights.sum())
+    evidence = math.log(total * step) + float(log_post.max())
+    weights /= total
     fit = float((weights * misfit).sum())
-    scale_p = weights.sum(axis=(0, 2))
-    log_scale = float(scale_p @ np.log(scales))
+    log_scale, scale_sd = _scale_of(scales, log_post)
     side = float(weights.sum(axis=(0, 1))[grid > first].sum())
-    return FocusBelief(
+    belief = FocusBelief(
         z_dof=z,
         sigma_dof=math.hypot(sd, prior.least_sigma_dof) * math.sqrt(max(fit, 1.0)),
         stig_x_dof=views[-1].command.stig_x_dof,
@@ -98,9 +123,21 @@ def believe_round(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
         evidence=_evidence(data, fit, prior),
         misfit=fit,
         scale=math.exp(log_scale),
-        scale_log_sd=math.sqrt(float(scale_p @ np.square(np.log(scales) - log_scale)) + 1e-4),
+        scale_log_sd=scale_sd,
         shape_probabilities=tuple(float(p) for p in weights.sum(axis=(1, 2))),
+        is_noise_white=prior.pedestal_log_sd <= 0.0,
     )
+    return belief, evidence
+
+
+def _scale_of(scales: F64, log_post: F64) -> tuple[float, float]:
+    """Mean and standard deviation of the logarithm of the blur's scale."""
+    weights = np.exp(log_post - log_post.max()).sum(axis=(0, 2))
+    weights /= weights.sum()
+    logs = np.log(scales)
+    mean = float(weights @ logs)
+    step = float(logs[1] - logs[0])
+    return mean, math.sqrt(float(weights @ np.square(logs - mean)) + 0.16 * step**2 + 1e-5)
 
 
 def _evidence(data: Sequence[Cells], misfit: float, prior: Prior) -> float:
@@ -119,6 +156,8 @@ def best_bracket_dof(views: Sequence[FocusView], belief: FocusBelief, prior: Pri
     Fisher information of the log powers: the derivative of what blur leaves, over its variance, for
     the object and the noise that the frames have shown so far.
     """
+    if not belief.is_noise_white:
+        prior = replace(prior, pedestal_log_sd=_PEDESTAL_LOG_SD)
     data = [g for g in ring_cells(views) if g.pixel == min(h.pixel for h in ring_cells(views))]
     shape = int(np.argmax(belief.shape_probabilities))
     table = blur.table()[shape]
@@ -129,19 +168,16 @@ def best_bracket_dof(views: Sequence[FocusView], belief: FocusBelief, prior: Pri
         radius = (off * belief.scale / group.pixel).astype(np.float32)
         steps = blur.radius_steps(radius)
         m2 = table[group.band[None, :, None], steps.astype(np.intp)]
-        log_s = fitted(group, m2, radius, prior)[2][:, 0]
+        fit = fitted(group, m2, radius, prior)
         ahead = (distances * belief.scale / group.pixel).astype(np.float32)
         low = blur.radius_steps(ahead).astype(np.intp)
         kept = table[group.band][:, low]  # (cells, distances)
         further = table[group.band][:, low + 1]
         apart = np.expm1(np.float32(blur.U_STEP)) * (1.0 + ahead)
         slope = (np.log(kept) - np.log(further)) / apart
-        signal = np.exp(log_s)[:, None] * kept
-        total = signal + group.floor.mean()
-        share, halo = signal / total, np.exp(log_s)[:, None] / total
-        variance = variance_of(share, halo, group, group.ring * ahead, ahead[None, :], prior).mean(
-            axis=0
-        )
+        signal = np.exp(fit.log_object) * kept
+        share = signal / (signal + fit.noise.mean(axis=0))
+        variance = variance_of(share, group, group.ring * ahead, ahead[None, :], prior).mean(axis=0)
         information += (np.square(share * slope) / variance).sum(axis=0)
     return float(distances[int(np.argmax(information))])
 

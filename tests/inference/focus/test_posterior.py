@@ -1,5 +1,7 @@
 import math
 
+import cv2
+import numpy as np
 import pytest
 
 from inference.focus.aenet import AENet
@@ -84,6 +86,34 @@ def test_low_dose_wants_a_wider_bracket(make_instrument):
         belief = believe(views, Prior())
         widths.append(best_bracket_dof(views, belief, Prior()))
     assert 2.0 <= widths[0] < widths[1] <= 24.0
+
+
+def _processed(instrument, command):
+    """What interpolation leaves: noise that falls with frequency, alike in all frames."""
+    frame = instrument.frame(command).astype(np.float32)
+    return cv2.GaussianBlur(frame, (0, 0), 0.7)
+
+
+@pytest.mark.parametrize("z_dof", [-9.3, 2.0, 4.7])
+def test_coloured_noise_does_not_move_focus(make_instrument, z_dof):
+    instrument = make_instrument(13, z_dof)
+    commands = _at(0.0, 10.0, z_dof + 6.0, z_dof - 5.0, z_dof + 0.4)
+    belief = believe([LOOK(_processed(instrument, c), c) for c in commands], Prior(range_dof=20.0))
+    assert not belief.is_noise_white
+    assert abs(belief.z_dof - z_dof) < min(0.3, 3.0 * belief.sigma_dof)
+
+
+def test_counted_noise_is_believed_white(make_instrument):
+    belief = believe(_views(make_instrument(14, 3.0), *_at(0.0, 10.0, -4.0)), Prior())
+    assert belief.is_noise_white and belief.misfit < 1.7
+
+
+def test_a_scale_off_by_a_third_is_found(make_instrument):
+    """Blur a DOF off is one pixel there; the prior says 0.7."""
+    views = _views(make_instrument(15, 2.0), *_at(-8.0, 2.0, 9.0, -3.0))
+    belief = believe(views, Prior(blur_px_per_dof=0.7, blur_log_sd=0.4))
+    assert belief.scale == pytest.approx(1.06, rel=0.12)  # a hole in the disc adds 4 %
+    assert belief.scale_log_sd < 0.1
 
 
 def test_an_empty_field_is_no_evidence(make_instrument):
