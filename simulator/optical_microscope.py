@@ -29,20 +29,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from drivers.api import (
     AxisLimits,
     Frame,
-    Idle,
     Kinematics,
     MotionState,
-    Moving,
     Objective,
     Pixels,
     Pose,
-    Unknown,
 )
-from drivers.errors import LinkLost, Refused
-from drivers.software_camera import CameraTiming, SoftwareCamera, until
+from drivers.errors import Refused
+from drivers.software_camera import CameraTiming, SoftwareCamera
 from simulator.chip import Chip, ChipSettings
 from simulator.clock import rendering, run_free
-from simulator.faults import FaultKind, FaultScript, FaultSettings, FaultyDevice
+from simulator.faults import FaultKind, FaultSettings
 from simulator.mechanics import (
     AxisSettings,
     Drift,
@@ -56,6 +53,7 @@ from simulator.mechanics import (
 from simulator.optics import OpticsSettings
 from simulator.render import Renderer
 from simulator.sensor import SensorSettings
+from simulator.wiring import SimulatedTurret, Wiring, joint_kinematics, motion_state
 
 _STILL_BELOW_PX = 0.2  # a shorter smear than this is not seen beside the pixel itself
 
@@ -269,7 +267,7 @@ class SimulatedMicroscope:
         self._camera = _camera(self._body, self._film)
         self._stage = SimulatedStage(self._body)
         self._focus = SimulatedFocusAxis(self._body)
-        self._turret = SimulatedTurret(self._body)
+        self._turret = self._body.turret
         self._lamp = SimulatedLamp(self._body)
 
     @property
@@ -297,7 +295,7 @@ class SimulatedMicroscope:
         return self._lamp
 
     async def __aenter__(self) -> SimulatedMicroscope:
-        self._body.open()
+        self._body.wiring.open()
         self._camera.open()
         return self
 
@@ -319,7 +317,7 @@ class SimulatedMicroscope:
     def truth(self) -> Truth:
         """What is really there and what really happened. Not for anything that controls."""
         body = self._body
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         body.look_for_collision(now_s)
         x_um, y_um, z_um = body.sample_um(now_s)
         return Truth(
@@ -366,65 +364,29 @@ class _Body:
     def __init__(self, settings: MicroscopeSettings, scene: Scene) -> None:
         self.settings = settings
         self.scene = scene
-        self.script = FaultScript(settings.faults, settings.seed)
+        self.wiring = Wiring("microscope", settings.faults, settings.seed)
         self.axes: tuple[AxisSettings, ...] = (settings.stage_x, settings.stage_y, settings.focus)
         self.motions = [at_rest(axis.start_um, axis.backlash_um) for axis in self.axes]
         self.drifts: list[Drift] = [
             seeded_drift(axis, settings.seed * 3 + index) for index, axis in enumerate(self.axes)
         ]
-        self.objectives = tuple(each.objective() for each in settings.turret.objectives)
-        self.objective = self.objective_named(settings.turret.start)
-        self.turret_until_s = -math.inf
+        self.turret = SimulatedTurret(
+            "simulated turret",
+            self.wiring,
+            [each.objective() for each in settings.turret.objectives],
+            settings.turret.start,
+            settings.turret.swap_s,
+            look=lambda: self.look_for_collision(self.wiring.now_s()),
+        )
         self.intensity_ratio = settings.lamp_intensity_ratio
         self.collisions = 0
         self.exposures: list[Exposure] = []
         self.commands: list[Command] = []
         self._touching = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._opened_s = 0.0
-        self.is_open = False
-
-    def open(self) -> None:
-        if self._loop is not None:
-            raise Refused("microscope", "it was opened before; make a new one")
-        self._loop = asyncio.get_running_loop()
-        self._opened_s = self._loop.time()
-        self.is_open = True
 
     def close(self) -> None:
-        self.look_for_collision(self.now_s())
-        self.is_open = False
-
-    def now_s(self) -> float:
-        return 0.0 if self._loop is None else self._loop.time()
-
-    def since_s(self) -> float:
-        return self.now_s() - self._opened_s
-
-    def objective_named(self, name: str) -> Objective:
-        for objective in self.objectives:
-            if objective.name == name:
-                return objective
-        known = ", ".join(objective.name for objective in self.objectives)
-        raise Refused("turret", f"asked for objective {name!r}; there are {known}")
-
-    def check_link(self, device: FaultyDevice) -> frozenset[FaultKind]:
-        """The lasting faults of a device. Raises LinkLost if nobody would answer."""
-        if not self.is_open:
-            raise LinkLost(device, "the microscope is closed; open it first")
-        faults = self.script.lasting(device, self.since_s())
-        if "link_lost" in faults:
-            raise LinkLost(device, "no answer, the cable is out; reconnect or stop")
-        return faults
-
-    def strike(self, device: FaultyDevice) -> frozenset[FaultKind]:
-        """Count a command of a device. Raises LinkLost or Refused if the script says so."""
-        self.check_link(device)
-        faults = self.script.struck(device, self.since_s())
-        self.check_link(device)
-        if "refused" in faults:
-            raise Refused(device, "the controller answered no; the command had no effect")
-        return faults
+        self.look_for_collision(self.wiring.now_s())
+        self.wiring.is_open = False
 
     def reading_um(self, axis: int, now_s: float) -> float:
         noise = noise_um(self.axes[axis], self.settings.seed * 3 + axis, now_s)
@@ -432,7 +394,7 @@ class _Body:
 
     def sample_um(self, now_s: float) -> tuple[float, float, float]:
         """(x, y, z) of the mechanics behind the encoders, drift included."""
-        since_s = max(0.0, now_s - self._opened_s)
+        since_s = self.wiring.since_s(now_s)
         x_um, y_um, z_um = (
             motion.sample_um(now_s) + ring_um(axis, motion, now_s) + drift.at_um(since_s)
             for axis, motion, drift in zip(self.axes, self.motions, self.drifts, strict=True)
@@ -441,14 +403,14 @@ class _Body:
 
     def axis_point_um(self, now_s: float) -> tuple[float, float]:
         x_um, y_um, _ = self.sample_um(now_s)
-        return x_um + self.objective.parcentric_x_um, y_um + self.objective.parcentric_y_um
+        return x_um + self.turret.in_use.parcentric_x_um, y_um + self.turret.in_use.parcentric_y_um
 
     def defocus_um(self, now_s: float) -> float:
         best_um = self.scene.surface_z_um(*self.axis_point_um(now_s))
-        return self.sample_um(now_s)[2] - best_um - self.objective.parfocal_z_um
+        return self.sample_um(now_s)[2] - best_um - self.turret.in_use.parfocal_z_um
 
     def clearance_um(self, now_s: float) -> float:
-        return self.objective.free_working_distance_um + self.defocus_um(now_s)
+        return self.turret.in_use.free_working_distance_um + self.defocus_um(now_s)
 
     def look_for_collision(self, now_s: float) -> None:
         """Count it when lens and sample have come to touch.
@@ -476,19 +438,13 @@ class _Axes:
         return tuple(AxisLimits(axis.min_um, axis.max_um) for axis in axes)
 
     def kinematics(self) -> Kinematics:
-        axes = [self._body.axes[index] for index in self._indices]
-        return Kinematics(
-            speed_um_per_s=min(axis.speed_um_per_s for axis in axes),
-            acceleration_um_per_s2=min(axis.acceleration_um_per_s2 for axis in axes),
-            settle_s=max(axis.settle_s for axis in axes),
-            resolution_um=max(axis.resolution_um for axis in axes),
-        )
+        return joint_kinematics([self._body.axes[index] for index in self._indices])
 
     async def start_move_um(self, targets_um: tuple[float, ...]) -> None:
         body = self._body
-        body.check_link(self._device)
+        body.wiring.check(self._device)
         await asyncio.sleep(body.settings.link_s)
-        faults = body.strike(self._device)
+        faults = body.wiring.strike(self._device)
         letters = "xy" if self._device == "stage" else "z"
         for target_um, limits, letter in zip(targets_um, self.limits_um(), letters, strict=True):
             if not limits.min_um <= target_um <= limits.max_um:  # nan too is refused here
@@ -497,7 +453,7 @@ class _Axes:
                     f"asked for {letter} = {target_um} um; travel is {limits.min_um:g} to "
                     f"{limits.max_um:g} um; nothing moved",
                 )
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         body.look_for_collision(now_s)
         body.commands.append(Command(now_s, self._device, targets_um))
         if faults & {"ignored_move", "stuck_moving"}:
@@ -509,24 +465,20 @@ class _Axes:
             body.motions[index] = moved(body.axes[index], motion, now_s, target_um)
 
     async def readings_um(self) -> tuple[float, ...]:
-        self._body.check_link(self._device)
-        now_s = self._body.now_s()
+        self._body.wiring.check(self._device)
+        now_s = self._body.wiring.now_s()
         return tuple(self._body.reading_um(index, now_s) for index in self._indices)
 
     async def state(self) -> MotionState:
-        faults = self._body.check_link(self._device)
-        now_s = self._body.now_s()
-        if "unknown_state" in faults:
-            return Unknown("the controller's answer made no sense")
-        if "stuck_moving" in faults:
-            return Moving()
+        faults = self._body.wiring.check(self._device)
+        now_s = self._body.wiring.now_s()
         is_moving = any(self._body.motions[index].is_moving(now_s) for index in self._indices)
-        return Moving() if is_moving else Idle()
+        return motion_state(faults, is_moving=is_moving)
 
     async def halt(self) -> None:
         # A separate wire: it works when the commands' link is lost, and after closing.
         body = self._body
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         body.look_for_collision(now_s)
         for index in self._indices:
             body.motions[index] = halted(body.axes[index], body.motions[index], now_s)
@@ -596,42 +548,6 @@ class SimulatedFocusAxis:
         await self._axes.halt()
 
 
-class SimulatedTurret:
-    """`drivers.api.Turret`; the field is dark while it turns."""
-
-    def __init__(self, body: _Body) -> None:
-        self._body = body
-
-    @property
-    def name(self) -> str:
-        return "simulated turret"
-
-    @property
-    def objectives(self) -> Sequence[Objective]:
-        return self._body.objectives
-
-    async def select(self, objective: str) -> None:
-        body = self._body
-        chosen = body.objective_named(objective)
-        body.strike("turret")
-        await self._in_place()
-        if chosen == body.objective:
-            return
-        body.look_for_collision(body.now_s())
-        body.objective = chosen
-        body.turret_until_s = body.now_s() + body.settings.turret.swap_s
-        await self._in_place()
-        body.look_for_collision(body.now_s())
-
-    async def current(self) -> Objective:
-        self._body.check_link("turret")
-        await self._in_place()
-        return self._body.objective
-
-    async def _in_place(self) -> None:
-        await until(self._body.turret_until_s)
-
-
 class SimulatedLamp:
     """`drivers.api.Illumination`."""
 
@@ -643,15 +559,15 @@ class SimulatedLamp:
         return "simulated lamp"
 
     async def set_intensity_ratio(self, ratio: float) -> None:
-        self._body.check_link("lamp")
+        self._body.wiring.check("lamp")
         await asyncio.sleep(self._body.settings.link_s)
-        self._body.strike("lamp")
+        self._body.wiring.strike("lamp")
         if not 0 <= ratio <= 1:
             raise Refused("lamp", f"asked for an intensity of {ratio}; 0 to 1 is possible")
         self._body.intensity_ratio = float(ratio)
 
     async def intensity_ratio(self) -> float:
-        self._body.check_link("lamp")
+        self._body.wiring.check("lamp")
         return self._body.intensity_ratio
 
     def extinguish(self) -> None:
@@ -683,10 +599,10 @@ class _Film:
         self._late: list[Frame] = []  # held back by the fault "reordered"
 
     def check_link(self) -> None:
-        self._body.check_link("camera")
+        self._body.wiring.check("camera")
 
     def begin(self, number: int) -> None:
-        self._faults = self._body.strike("camera")
+        self._faults = self._body.wiring.strike("camera")
 
     def expose(self, number: int, from_s: float, until_s: float, exposure_s: float) -> _Latent:
         with rendering():  # knowing the truth costs a real microscope no time
@@ -700,7 +616,7 @@ class _Film:
         begin_um, end_um = body.sample_um(from_s), body.sample_um(until_s)
         way_um = end_um[0] - begin_um[0], end_um[1] - begin_um[1]
         smear_um = math.hypot(*way_um)
-        objective = body.objective
+        objective = body.turret.in_use
         is_still = smear_um * 1e3 < _STILL_BELOW_PX * objective.pixel_size_nm
         velocity_um_per_s = way_um[0] / (until_s - from_s), way_um[1] / (until_s - from_s)
         defocus_um = body.defocus_um(middle_s)
@@ -736,12 +652,12 @@ class _Film:
             focus_z_um=body.reading_um(2, middle_s),
             objective=objective.name,
         )
-        is_dark = from_s < body.turret_until_s
+        is_dark = from_s < body.turret.in_place_s
         return _Latent(view, pose, from_s, until_s, self._faults, is_dark)
 
     async def develop(self, latent: _Latent, due_s: float) -> Sequence[Frame]:
         pixels = await run_free(self._painter, self._developed, latent, due_s=due_s)
-        self._body.check_link("camera")
+        self._body.wiring.check("camera")
         view = latent.view
         frame = Frame(
             pixels=pixels,

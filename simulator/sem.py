@@ -39,20 +39,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from drivers.api import (
     AxisLimits,
     Frame,
-    Idle,
     Kinematics,
     MotionState,
-    Moving,
     Objective,
     Pixels,
     Pose,
-    Unknown,
 )
-from drivers.errors import LinkLost, Refused
-from drivers.software_camera import CameraTiming, SoftwareCamera, until
+from drivers.errors import Refused
+from drivers.software_camera import CameraTiming, SoftwareCamera
 from simulator.clock import rendering, run_free
 from simulator.column import Column, ColumnSettings, DoseLedger, Place
-from simulator.faults import FaultKind, FaultScript, FaultSettings, FaultyDevice
+from simulator.faults import FaultKind, FaultSettings
 from simulator.mechanics import (
     AxisSettings,
     Drift,
@@ -67,6 +64,7 @@ from simulator.mechanics import (
 from simulator.probe import BeamSettings
 from simulator.scan import DetectorSettings, Scan, ScanSettings, dose_e_per_px
 from simulator.specimen import Specimen, SpecimenSettings
+from simulator.wiring import SimulatedTurret, Wiring, joint_kinematics, motion_state
 
 __all__ = ["Column", "ColumnSettings", "SemSettings", "SimulatedSem"]
 
@@ -343,7 +341,7 @@ class SimulatedSem:
         self._camera = _camera(settings, self._film)
         self._stage = SemStage(self._body)
         self._focus = SemFocusAxis(self._body)
-        self._turret = SemFields(self._body)
+        self._turret = self._body.turret
         self._stigmator = SemStigmator(self._body)
         self._beam = SemBeam(self._body, self._camera)
 
@@ -364,7 +362,7 @@ class SimulatedSem:
         return self._focus
 
     @property
-    def turret(self) -> SemFields:
+    def turret(self) -> SimulatedTurret:
         return self._turret
 
     @property
@@ -380,7 +378,7 @@ class SimulatedSem:
         return self._beam
 
     async def __aenter__(self) -> SimulatedSem:
-        self._body.open()
+        self._body.wiring.open()
         self._camera.open()
         return self
 
@@ -390,7 +388,7 @@ class SimulatedSem:
         await self._focus.halt()
         await self._camera.close()
         self._film.close()
-        self._body.is_open = False
+        self._body.wiring.is_open = False
 
     def describe(self) -> Mapping[str, str]:
         settings = self._settings
@@ -406,7 +404,7 @@ class SimulatedSem:
     def truth(self) -> SemTruth:
         """What is really there and what really happened. Not for anything that controls."""
         body = self._body
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         x_um, y_um = body.point_um(now_s)
         defocus_um = body.defocus_um(now_s)
         focus_z_um = body.focus_um(now_s)
@@ -421,7 +419,9 @@ class SimulatedSem:
             hysteresis_um=body.lens.lag_um(now_s),
             stig_x_um=stig_x_um,
             stig_y_um=stig_y_um,
-            depth_of_field_um=body.settings.beam.depth_of_field_um(body.objective.pixel_size_nm),
+            depth_of_field_um=body.settings.beam.depth_of_field_um(
+                body.turret.in_use.pixel_size_nm
+            ),
             ledger=body.column.ledger,
             exposures=tuple(body.exposures),
             commands=tuple(body.commands),
@@ -434,7 +434,7 @@ class _Body:
     def __init__(self, settings: SemSettings, specimen: Specimen | None) -> None:
         self.settings = settings
         self.column = Column(settings.column(), specimen)
-        self.script = FaultScript(settings.faults, settings.seed)
+        self.wiring = Wiring("SEM", settings.faults, settings.seed)
         self.axes = (settings.stage_x, settings.stage_y)
         self.motions = [at_rest(axis.start_um, axis.backlash_um) for axis in self.axes]
         self.drifts: list[Drift] = [
@@ -444,61 +444,23 @@ class _Body:
         start_um = settings.lens.start_um
         current = at_rest(start_um, settings.lens.backlash_um)
         self.lens = LensMotion(current, start_um, start_um, Lag(), 0.0, 0.0)
-        self.objectives = settings.objectives()
-        self.objective = self.objectives[0]
-        if settings.start_field is not None:
-            self.objective = self.objective_named(settings.start_field)
-        self.swap_until_s = -math.inf
+        fields = settings.objectives()
+        self.turret = SimulatedTurret(
+            "simulated SEM magnification",
+            self.wiring,
+            fields,
+            settings.start_field or fields[0].name,
+            settings.field_swap_s,
+        )
         self.is_blanked = False
         stigmator = settings.stigmator
         self.coils_um = (stigmator.start_x_um, stigmator.start_y_um)
         self.coil_lags = (Lag(), Lag())
         self.exposures: list[SemExposure] = []
         self.commands: list[SemCommand] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._opened_s = 0.0
-        self.is_open = False
-
-    def open(self) -> None:
-        if self._loop is not None:
-            raise Refused("SEM", "it was opened before; make a new one")
-        self._loop = asyncio.get_running_loop()
-        self._opened_s = self._loop.time()
-        self.is_open = True
-
-    def now_s(self) -> float:
-        return 0.0 if self._loop is None else self._loop.time()
-
-    def since_s(self) -> float:
-        return self.now_s() - self._opened_s
-
-    def objective_named(self, name: str) -> Objective:
-        for objective in self.objectives:
-            if objective.name == name:
-                return objective
-        known = ", ".join(objective.name for objective in self.objectives)
-        raise Refused("turret", f"asked for field {name!r}; there are {known}")
-
-    def check_link(self, device: FaultyDevice) -> frozenset[FaultKind]:
-        """The lasting faults of a device. Raises LinkLost if nobody would answer."""
-        if not self.is_open:
-            raise LinkLost(device, "the microscope is closed; open it first")
-        faults = self.script.lasting(device, self.since_s())
-        if "link_lost" in faults:
-            raise LinkLost(device, "no answer, the cable is out; reconnect or stop")
-        return faults
-
-    def strike(self, device: FaultyDevice) -> frozenset[FaultKind]:
-        """Count a command of a device. Raises LinkLost or Refused if the script says so."""
-        self.check_link(device)
-        faults = self.script.struck(device, self.since_s())
-        self.check_link(device)
-        if "refused" in faults:
-            raise Refused(device, "the controller answered no; the command had no effect")
-        return faults
 
     def drift_um(self, axis: int, now_s: float) -> float:
-        return self.drifts[axis].at_um(max(0.0, now_s - self._opened_s))
+        return self.drifts[axis].at_um(self.wiring.since_s(now_s))
 
     def reading_um(self, axis: int, now_s: float) -> float:
         noise = noise_um(self.axes[axis], self.settings.seed * 3 + axis, now_s)
@@ -527,15 +489,6 @@ class _Body:
         return x_um, y_um
 
 
-def _kinematics(axes: Sequence[AxisSettings]) -> Kinematics:
-    return Kinematics(
-        speed_um_per_s=min(axis.speed_um_per_s for axis in axes),
-        acceleration_um_per_s2=min(axis.acceleration_um_per_s2 for axis in axes),
-        settle_s=max(axis.settle_s for axis in axes),
-        resolution_um=max(axis.resolution_um for axis in axes),
-    )
-
-
 def _check_travel(device: str, what: str, target_um: float, low_um: float, high_um: float) -> None:
     if not low_um <= target_um <= high_um:  # nan too is refused here
         raise Refused(
@@ -543,14 +496,6 @@ def _check_travel(device: str, what: str, target_um: float, low_um: float, high_
             f"asked for {what} = {target_um} um; possible is {low_um:g} to {high_um:g} um; "
             "nothing moved",
         )
-
-
-def _state(faults: frozenset[FaultKind], *, is_moving: bool) -> MotionState:
-    if "unknown_state" in faults:
-        return Unknown("the controller's answer made no sense")
-    if "stuck_moving" in faults or is_moving:
-        return Moving()
-    return Idle()
 
 
 class SemStage:
@@ -570,16 +515,16 @@ class SemStage:
 
     @property
     def kinematics(self) -> Kinematics:
-        return _kinematics(self._body.axes)
+        return joint_kinematics(self._body.axes)
 
     async def start_move_um(self, x_um: float, y_um: float) -> None:
         body = self._body
-        body.check_link("stage")
+        body.wiring.check("stage")
         await asyncio.sleep(body.settings.link_s)
-        faults = body.strike("stage")
+        faults = body.wiring.strike("stage")
         for target_um, axis, letter in zip((x_um, y_um), body.axes, "xy", strict=True):
             _check_travel("stage", letter, target_um, axis.min_um, axis.max_um)
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         body.commands.append(SemCommand(now_s, "stage", (x_um, y_um)))
         if faults & {"ignored_move", "stuck_moving"}:
             return
@@ -590,20 +535,20 @@ class SemStage:
             body.motions[index] = moved(body.axes[index], motion, now_s, target_um)
 
     async def position_um(self) -> tuple[float, float]:
-        self._body.check_link("stage")
-        now_s = self._body.now_s()
+        self._body.wiring.check("stage")
+        now_s = self._body.wiring.now_s()
         return self._body.reading_um(0, now_s), self._body.reading_um(1, now_s)
 
     async def state(self) -> MotionState:
-        faults = self._body.check_link("stage")
-        now_s = self._body.now_s()
+        faults = self._body.wiring.check("stage")
+        now_s = self._body.wiring.now_s()
         is_moving = any(motion.is_moving(now_s) for motion in self._body.motions)
-        return _state(faults, is_moving=is_moving)
+        return motion_state(faults, is_moving=is_moving)
 
     async def halt(self) -> None:
         # A separate wire: it works when the commands' link is lost, and after closing.
         body = self._body
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         for index, axis in enumerate(body.axes):
             body.motions[index] = halted(axis, body.motions[index], now_s)
 
@@ -625,15 +570,15 @@ class SemFocusAxis:
 
     @property
     def kinematics(self) -> Kinematics:
-        return _kinematics([self._settings])
+        return joint_kinematics([self._settings])
 
     async def start_move_um(self, z_um: float) -> None:
         body, lens = self._body, self._settings
-        body.check_link("focus")
+        body.wiring.check("focus")
         await asyncio.sleep(body.settings.link_s)
-        faults = body.strike("focus")
+        faults = body.wiring.strike("focus")
         _check_travel("focus", "z", z_um, lens.min_um, lens.max_um)
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         body.commands.append(SemCommand(now_s, "focus", (z_um,)))
         if faults & {"ignored_move", "stuck_moving"}:
             return
@@ -643,51 +588,22 @@ class SemFocusAxis:
         body.lens = body.lens.then(lens, now_s, moved(lens, motion, now_s, z_um), z_um)
 
     async def position_um(self) -> float:
-        self._body.check_link("focus")
-        return self._body.lens.current.encoder_um(self._body.now_s())
+        self._body.wiring.check("focus")
+        return self._body.lens.current.encoder_um(self._body.wiring.now_s())
 
     async def state(self) -> MotionState:
-        faults = self._body.check_link("focus")
-        return _state(faults, is_moving=self._body.lens.current.is_moving(self._body.now_s()))
+        faults = self._body.wiring.check("focus")
+        return motion_state(
+            faults, is_moving=self._body.lens.current.is_moving(self._body.wiring.now_s())
+        )
 
     async def halt(self) -> None:
         body, lens = self._body, self._settings
-        now_s = body.now_s()
+        now_s = body.wiring.now_s()
         motion = body.lens.current
         if motion.is_moving(now_s):
             stopped = halted(lens, motion, now_s)
             body.lens = body.lens.then(lens, now_s, stopped, stopped.legs[-1].position_um)
-
-
-class SemFields:
-    """`drivers.api.Turret`: the magnifications, one of which is in use."""
-
-    def __init__(self, body: _Body) -> None:
-        self._body = body
-
-    @property
-    def name(self) -> str:
-        return "simulated SEM magnification"
-
-    @property
-    def objectives(self) -> Sequence[Objective]:
-        return self._body.objectives
-
-    async def select(self, objective: str) -> None:
-        body = self._body
-        chosen = body.objective_named(objective)
-        body.strike("turret")
-        await until(body.swap_until_s)
-        if chosen == body.objective:
-            return
-        body.objective = chosen
-        body.swap_until_s = body.now_s() + body.settings.field_swap_s
-        await until(body.swap_until_s)
-
-    async def current(self) -> Objective:
-        self._body.check_link("turret")
-        await until(self._body.swap_until_s)
-        return self._body.objective
 
 
 class SemStigmator:
@@ -712,12 +628,12 @@ class SemStigmator:
 
     async def set_um(self, x_um: float, y_um: float) -> None:
         body, limit_um = self._body, self._settings.limit_um
-        body.check_link("focus")
+        body.wiring.check("focus")
         await asyncio.sleep(body.settings.link_s)
-        faults = body.strike("focus")
+        faults = body.wiring.strike("focus")
         for target_um, letter in zip((x_um, y_um), "xy", strict=True):
             _check_travel("stigmator", letter, target_um, -limit_um, limit_um)
-        body.commands.append(SemCommand(body.now_s(), "stigmator", (x_um, y_um)))
+        body.commands.append(SemCommand(body.wiring.now_s(), "stigmator", (x_um, y_um)))
         if faults & {"ignored_move", "stuck_moving"}:
             return
         ratio = self._settings.hysteresis_ratio
@@ -729,7 +645,7 @@ class SemStigmator:
         body.coils_um = (float(x_um), float(y_um))
 
     async def get_um(self) -> tuple[float, float]:
-        self._body.check_link("focus")
+        self._body.wiring.check("focus")
         return self._body.coils_um
 
 
@@ -765,7 +681,7 @@ class SemBeam:
         return self._settings.depth_of_field_um(pixel_size_nm)
 
     async def blank(self, is_blanked: bool) -> None:
-        self._body.check_link("camera")
+        self._body.wiring.check("camera")
         await asyncio.sleep(self._body.settings.link_s)
         self._body.is_blanked = bool(is_blanked)
 
@@ -809,21 +725,21 @@ class _Film:
         self._late: list[Frame] = []  # held back by the fault "reordered"
 
     def check_link(self) -> None:
-        self._body.check_link("camera")
+        self._body.wiring.check("camera")
 
     def begin(self, number: int) -> None:
-        self._faults = self._body.strike("camera")
+        self._faults = self._body.wiring.strike("camera")
 
     def expose(self, number: int, from_s: float, until_s: float, exposure_s: float) -> _Latent:
         body = self._body
-        settings, objective = body.settings, body.objective
+        settings, objective = body.settings, body.turret.in_use
         middle_s = (from_s + until_s) / 2
         dwell_ns = _dwell_ns(settings, exposure_s)
         defocus_um = body.defocus_um(middle_s)
         stig_um = body.stig_um()
         x_um, y_um = body.point_um(middle_s)
         begin_um, end_um = body.point_um(from_s), body.point_um(until_s)
-        is_dark = body.is_blanked or from_s < body.swap_until_s
+        is_dark = body.is_blanked or from_s < body.turret.in_place_s
         dose_e = 0.0 if is_dark else dose_e_per_px(settings.beam.current_pa, dwell_ns)
         body.exposures.append(
             SemExposure(
@@ -892,7 +808,7 @@ class _Film:
 
     async def develop(self, latent: _Latent, due_s: float) -> Sequence[Frame]:
         pixels = await run_free(self._painter, self._developed, latent, due_s=due_s)
-        self._body.check_link("camera")
+        self._body.wiring.check("camera")
         frame = Frame(
             pixels=pixels,
             number=latent.number,

@@ -182,10 +182,10 @@ def is_safe(microscope: Instrument) -> None:
     assert isinstance(microscope, SimulatedMicroscope)
     body = microscope._body
     assert body.intensity_ratio == 0.0
-    assert not body.is_open
+    assert not body.wiring.is_open
     for axis, motion in zip(body.axes, body.motions, strict=True):
         braking_s = axis.speed_um_per_s / axis.acceleration_um_per_s2
-        assert motion.ends_s <= body.now_s() + braking_s
+        assert motion.ends_s <= body.wiring.now_s() + braking_s
     assert microscope.truth().collisions == 0
 
 
