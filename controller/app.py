@@ -64,6 +64,8 @@ class PhysicsEyes:
     settings: DetectorSettings
     sharpness: SharpnessMeasure = field(default_factory=GradientSharpness)
     estimator: FocusEstimator = field(default_factory=InverseParabola)
+    # None: focus by sweeps alone
+    aenet: AENet | None = field(default_factory=lambda: AENet(focus_engine(InferenceSettings())))
 
     def _for(self, objective: Objective) -> DetectorSettings:
         return self.settings.model_copy(update={"numerical_aperture": objective.numerical_aperture})
@@ -204,6 +206,13 @@ def loop_factory(settings: Settings, file: str) -> Callable[[], asyncio.Abstract
             file, "run.clock", repr(settings.run.clock), "'real' with a real instrument"
         )
     return partial(VirtualTimeLoop, charges_compute=settings.run.clock == "virtual")
+
+
+def eyes(chosen: SetUp, say: Callable[[str], None]) -> PhysicsEyes:
+    """What the search sees with; `say` hears what could not be had."""
+    if chosen.settings.focus.method == "sweep":
+        return PhysicsEyes(chosen.detector, aenet=None)
+    return PhysicsEyes(chosen.detector, aenet=AENet(focus_engine(chosen.settings.inference, say)))
 
 
 def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladder]:

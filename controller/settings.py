@@ -99,6 +99,8 @@ class FocusSettings(Section):
 
     # False: the axis already stands in focus everywhere (a replay, a hardware autofocus).
     enabled: bool = True
+    # few_frames: the networks, and the sweep where they do not know; sweep: the classical one only.
+    method: Literal["few_frames", "sweep"] = "few_frames"
     start_z_um: float | None = None  # None: focus is looked for from where the axis stands
     start_sigma_um: float = Field(default=25.0, gt=0.0, le=5_000.0)  # how far off it may stand
     range_dof: float = Field(default=25.0, gt=0.0, le=200.0)  # few-frame focus: how far it may be

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import Progress
@@ -13,12 +14,25 @@ from controller import figures
 from controller.record import rundir
 
 
+class Told(Protocol):
+    """What long work tells of itself."""
+
+    def __call__(self, done: int, total: int, doing: str = "") -> None:
+        """How many are done, of how many; of what, where that changes."""
+        ...
+
+
 @contextmanager
-def bar(console: Console, words: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; call what it gives with how many are done, of how many."""
+def bar(console: Console, words: str) -> Iterator[Told]:
+    """A progress bar with the time left; call what it gives."""
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(words, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def told(done: int, total: int, doing: str = "") -> None:
+            description = f"{words}: {doing}" if doing else words
+            progress.update(task, completed=done, total=total, description=description)
+
+        yield told
 
 
 def publish(

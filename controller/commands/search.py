@@ -96,7 +96,7 @@ def _search(run: rundir.RunDir, chosen: SetUp, console: Console) -> int:
                 for row in card[0].rows
             )
 
-        eyes = app.PhysicsEyes(chosen.detector)
+        eyes = app.eyes(chosen, lambda words: console.print(f"[yellow]{escape(words)}[/]"))
         try:
             with SearchProgress(console, settings.run.clock) as progress:
                 search = Search(settings, instrument, eyes, state, journal, frames, progress)

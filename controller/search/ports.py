@@ -8,6 +8,7 @@ from typing import Protocol
 from controller.messages import CalibrationFitted, Phase
 from drivers.api import Objective, Pixels
 from inference.api import FlakeDetector, FocusEstimator, SharpnessMeasure
+from inference.focus.aenet import AENet
 
 
 class Eyes(Protocol):
@@ -21,6 +22,11 @@ class Eyes(Protocol):
     @property
     def estimator(self) -> FocusEstimator:
         """Where focus is, given a sweep."""
+        ...
+
+    @property
+    def aenet(self) -> AENet | None:
+        """What looks at the frames of a few-frame focus; None: focus by sweeps alone."""
         ...
 
     def detector(
