@@ -6,12 +6,15 @@ Everything else is handed what it works with; what a command does with it stands
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 from shapely.geometry import Polygon
 
@@ -52,7 +55,9 @@ from inference.focus.likelihood import Prior
 from inference.focus.parabola import InverseParabola
 from inference.onnx_engine import OnnxEngine, onnxruntime_here
 from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
+from inference.training.flake_examples import Example, example_of
 from simulator.clock import VirtualTimeLoop
+from simulator.flake_frames import labelled_frame
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
 from simulator.sem import SemSettings, SimulatedSem
 
@@ -257,6 +262,27 @@ def true_defocus_um(instrument: Instrument) -> float | None:
     if isinstance(instrument, SimulatedSem | SimulatedMicroscope):
         return instrument.truth().defocus_um
     return None
+
+
+def flake_examples(
+    seed: int, photographs: int, strange_share: float, jobs: int = 0
+) -> Iterator[Example]:
+    """What FlakeNet learns from, out of simulated laboratories; the same seed gives the same.
+
+    Frames whose substrate is not found are left out. jobs 0: one process a core; 1: this one.
+    """
+    tasks = [(seed, number, strange_share) for number in range(photographs)]
+    if jobs == 1:
+        yield from filter(None, map(_flake_example, tasks))
+        return
+    with ProcessPoolExecutor(jobs or None, multiprocessing.get_context("spawn")) as pool:
+        yield from filter(None, pool.map(_flake_example, tasks, chunksize=4))
+
+
+def _flake_example(task: tuple[int, int, float]) -> Example | None:
+    seed, number, strange_share = task
+    cv2.setNumThreads(1)
+    return example_of(labelled_frame(seed, number, "train", strange_share=strange_share))
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,10 @@ class FocusMeasured:
     frames: int
     at_s: float
     purpose: FocusPurpose
-    samples: tuple[tuple[float, float], ...] = ()  # (focus_z_um, sharpness) in order of exposure
+    # (focus_z_um, sharpness or score) of the method that ended it, in order of exposure
+    samples: tuple[tuple[float, float], ...] = ()
+    method: Literal["few_frames", "sweep"] = "sweep"  # the one that ended it
+    doubt: str = ""  # why the networks' answer was not taken; "" where it was, or none was asked
     kind: Literal["focus_measured"] = "focus_measured"
 
 

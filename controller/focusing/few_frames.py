@@ -13,7 +13,7 @@ autofocus that leaves the instrument worse than it found it is the commonest com
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -32,8 +32,10 @@ from inference.focus.api import (
     GiveUp,
     Measure,
 )
+from inference.focus.window import Window, telling_window
 
 _RESTORE_DEADLINE_S: Final = 10.0
+_MOST_UNFAMILIAR: Final = 3  # frames unlike what the network knows, with none that it does
 
 
 class Lens(Protocol):
@@ -73,6 +75,7 @@ class FewFramesResult:
     belief: FocusBelief | None
     reason: str  # why it gave up, or what was out of the ordinary
     steps: tuple[FewFramesStep, ...]
+    window: Window | None = None  # the part of the frame that was looked at; None: all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,9 @@ class FewFrames:
 
     aenet: AENet
     acnet: ACNet
-    depth_of_field_um: float
+    depth_of_field_um: float  # the unit of the controller's steps
     source: str = "focus"
+    window_px: int = 0  # side of the square that is looked at, where it tells most; 0: the frame
 
     async def focus(
         self,
@@ -105,15 +109,25 @@ class FewFrames:
         steps: list[FewFramesStep] = []
         at, purpose = here, "start"
         is_at_rest = True
+        window: Window | None = None
         try:
             while True:
                 frame = await observe()
                 command = self._command(at, here)
-                view = await loop.run_in_executor(thread, self._seen, frame, command)
+                if self.window_px > 0 and window is None:
+                    window = await loop.run_in_executor(
+                        thread, telling_window, frame.pixels, self.window_px
+                    )
+                view = await loop.run_in_executor(thread, self._seen, frame, command, window)
                 views.append(view)
                 step = FewFramesStep(purpose, frame, view, at.z_um, at.stig_x_um, at.stig_y_um)
                 steps.append(step)
                 on_step(step)
+                if is_unfamiliar(views):
+                    await self._restore(lens, stigmator, here, at)
+                    is_at_rest = True
+                    reason = f"out of distribution: {view.reason}"
+                    return self._result(here, None, reason, steps, window, is_focused=False)
                 match await loop.run_in_executor(thread, self.acnet.next_step, tuple(views)):
                     case Measure(wanted, purpose):
                         is_at_rest = False
@@ -121,11 +135,11 @@ class FewFrames:
                     case Done(wanted, belief, reason):
                         at = await self._go(lens, stigmator, self._place(wanted, here), at)
                         is_at_rest = True
-                        return self._result(at, belief, reason, steps, is_focused=True)
+                        return self._result(at, belief, reason, steps, window, is_focused=True)
                     case GiveUp(_, belief, reason):
                         await self._restore(lens, stigmator, here, at)
                         is_at_rest = True
-                        return self._result(here, belief, reason, steps, is_focused=False)
+                        return self._result(here, belief, reason, steps, window, is_focused=False)
         except BaseException as error:
             if not is_at_rest:
                 try:
@@ -134,8 +148,9 @@ class FewFrames:
                     error.add_note(f"focus was not restored to {start_z_um} um: {second}")
             raise
 
-    def _seen(self, frame: Frame, command: FocusCommand) -> FocusView:
-        return self.aenet.look(frame.pixels, command, bit_depth=frame.bit_depth)
+    def _seen(self, frame: Frame, command: FocusCommand, window: Window | None) -> FocusView:
+        pixels = frame.pixels if window is None else window.of(frame.pixels)
+        return self.aenet.look(pixels, command, bit_depth=frame.bit_depth)
 
     # An azimuth is counted upwards by the stigmator and downwards in the image, whose rows run
     # down: the sin(2 theta) part changes its sign on the way.
@@ -179,6 +194,7 @@ class FewFrames:
         belief: FocusBelief | None,
         reason: str,
         steps: list[FewFramesStep],
+        window: Window | None,
         *,
         is_focused: bool,
     ) -> FewFramesResult:
@@ -192,7 +208,18 @@ class FewFrames:
             belief,
             reason,
             tuple(steps),
+            window,
         )
+
+
+def is_unfamiliar(views: Sequence[FocusView]) -> bool:
+    """Whether the network knows nothing like these frames: then the classical method is asked.
+
+    A frame that shows nothing is no such frame; blur may hide everything, for a while.
+    """
+    told = [view for view in views if view.in_distribution]
+    strange = [view for view in told if view.reason.startswith("unlike")]
+    return len(strange) >= _MOST_UNFAMILIAR and len(strange) == len(told)
 
 
 @dataclass(frozen=True, slots=True)

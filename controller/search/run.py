@@ -182,12 +182,13 @@ class Search:
         )
 
     async def _phases(self, session: Session, darkroom: Darkroom) -> None:
-        focus = ChipFocus(session, self._eyes)
-        scan = Scan(session, darkroom, focus, self._scan_time)
-        await find_the_chip(session, darkroom, focus)
-        await scan.prepare()
-        await scan.run()
-        await Revisits(session, darkroom, focus).run()
+        with ThreadPoolExecutor(1, "focus") as thread:
+            focus = ChipFocus(session, self._eyes, thread)
+            scan = Scan(session, darkroom, focus, self._scan_time)
+            await find_the_chip(session, darkroom, focus)
+            await scan.prepare()
+            await scan.run()
+            await Revisits(session, darkroom, focus).run()
 
     async def _wind_down(
         self,
