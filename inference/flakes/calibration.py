@@ -309,29 +309,41 @@ def grouped_by_substrate(
 
 def save_calibration(path: Path, calibrations: Sequence[SubstrateCalibration]) -> None:
     """Write calibrations as JSON, one entry a substrate."""
-    entries = [
-        {
-            "substrate_rgb": list(c.substrate_rgb),
-            "oxide_nm": c.calibration.oxide_nm,
-            "gain_rgb": list(c.calibration.gain_rgb),
-            "confidence": c.calibration.confidence,
-            "source": c.calibration.source,
-            "index_curves": [list(pair) for pair in c.index_curves],
-        }
-        for c in calibrations
-    ]
+    entries = [entry_of(calibration) for calibration in calibrations]
     text = json.dumps({"format": "flake-calibration", "version": 1, "entries": entries}, indent=2)
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def entry_of(wafer: SubstrateCalibration) -> dict[str, object]:
+    """One wafer as JSON has it."""
+    return {
+        "substrate_rgb": list(wafer.substrate_rgb),
+        "oxide_nm": wafer.calibration.oxide_nm,
+        "gain_rgb": list(wafer.calibration.gain_rgb),
+        "confidence": wafer.calibration.confidence,
+        "source": wafer.calibration.source,
+        "index_curves": [list(pair) for pair in wafer.index_curves],
+    }
+
+
 def load_calibration(path: Path) -> tuple[SubstrateCalibration, ...]:
     """Read what `save_calibration` wrote. Raises BadModel, naming file and field."""
+    return read_entries(path, read_json(path))
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A calibration file's content. Raises BadModel, naming the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadModel(f"{path}: cannot be read as a flake calibration: {error}") from error
     if not isinstance(content, dict) or content.get("format") != "flake-calibration":
         raise BadModel(f"{path}: 'format' is not 'flake-calibration'")
+    return content
+
+
+def read_entries(path: Path, content: dict[str, object]) -> tuple[SubstrateCalibration, ...]:
+    """The wafers of a calibration file. Raises BadModel, naming file and field."""
     entries = content.get("entries")
     if not isinstance(entries, list):
         raise BadModel(f"{path}: 'entries' is not a list")
@@ -342,11 +354,11 @@ def load_calibration(path: Path) -> tuple[SubstrateCalibration, ...]:
             raise BadModel(f"{where} is not an object")
         found.append(
             SubstrateCalibration(
-                _three(entry, "substrate_rgb", where, 0.0, 65535.0),
+                checked_three(entry, "substrate_rgb", where, 0.0, 65535.0),
                 Calibration(
-                    _number(entry, "oxide_nm", where, 1.0, 2000.0),
-                    _three(entry, "gain_rgb", where, 0.1, 10.0),
-                    _number(entry, "confidence", where, 0.0, 1.0),
+                    checked_number(entry, "oxide_nm", where, 1.0, 2000.0),
+                    checked_three(entry, "gain_rgb", where, 0.1, 10.0),
+                    checked_number(entry, "confidence", where, 0.0, 1.0),
                     str(entry.get("source", path.name)),
                 ),
                 _curve_choice(entry, where),
@@ -355,7 +367,10 @@ def load_calibration(path: Path) -> tuple[SubstrateCalibration, ...]:
     return tuple(found)
 
 
-def _number(entry: dict[str, object], key: str, where: str, low: float, high: float) -> float:
+def checked_number(
+    entry: dict[str, object], key: str, where: str, low: float, high: float
+) -> float:
+    """A number of a calibration file. Raises BadModel, naming place and range."""
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BadModel(f"{where}.{key} is {value!r}, not a number in {low:g}..{high:g}")
@@ -374,11 +389,12 @@ def _curve_choice(entry: dict[str, object], where: str) -> tuple[tuple[str, str]
     return tuple(found)
 
 
-def _three(
+def checked_three(
     entry: dict[str, object], key: str, where: str, low: float, high: float
 ) -> tuple[float, float, float]:
+    """Three numbers of a calibration file. Raises BadModel, naming place and range."""
     value = entry.get(key)
     if not isinstance(value, list) or len(value) != 3:
         raise BadModel(f"{where}.{key} is {value!r}, not three numbers")
-    red, green, blue = (_number({key: v}, key, where, low, high) for v in value)
+    red, green, blue = (checked_number({key: v}, key, where, low, high) for v in value)
     return red, green, blue

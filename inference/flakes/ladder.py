@@ -44,7 +44,7 @@ class Correction:
 
     def applied(self, contrast_rgb: FloatArray) -> FloatArray:
         """Corrected contrasts of (..., 3) model contrasts."""
-        if self == _NO_CORRECTION:
+        if self == NO_CORRECTION:
             return contrast_rgb
         size = np.linalg.norm(contrast_rgb, axis=-1, keepdims=True)
         offset = np.asarray(self.offset_rgb) * correction_onset(size)
@@ -57,7 +57,7 @@ def correction_onset(size: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 _OFFSET_ONSET = 0.1
-_NO_CORRECTION = Correction()
+NO_CORRECTION = Correction()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Optics:
     lamp_k: float = 3200.0
     index_curves: tuple[tuple[str, str], ...] = ()  # (material, measurement); else the usual one
     cards: tuple[MaterialCard, ...] = ()  # crystals known from a card only
-    correction: Correction = _NO_CORRECTION
+    correction: Correction = NO_CORRECTION
 
     def material(self, key: str) -> Material:
         """The crystal with the index curve chosen for it. Raises KeyError for unknown names."""

@@ -9,8 +9,9 @@ wafer's oxide, the objective) stands in `DetectorSettings`; what the photographs
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -43,6 +44,7 @@ from inference.flakes.ladder import (
 )
 from inference.flakes.material_cards import MaterialCard, load_cards
 from inference.flakes.materials import MATERIALS, curves, curves_of
+from inference.flakes.microscope import Microscope, load_microscope, oxide_from_substrate
 from inference.flakes.segmentation import (
     DARK,
     PLAUSIBLE,
@@ -60,9 +62,15 @@ FloatArray = npt.NDArray[np.float32]
 
 _UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
 _UNCALIBRATED_SLACK = 0.75
+_SURE = 0.9  # a calibration's confidence: no need to look for another
+_WORTH_MORE = 0.15  # confidence by which terraces of unexpected colours must explain better
+_OXIDE_STEPS = (-0.12, -0.06, 0.06, 0.12)  # of ln(oxide), around the nominal
 _CORRELATED_PX = 8.0  # neighbouring px that the median filter makes say the same
 _THICK_RUNGS = 3.0
 _FULL_SHARE = 0.97  # of full scale: a channel there may have been cut off
+_CEILING_STEP = 0.1  # of the contrasts at which a camera's channels end
+_CEILINGS_KEPT = 16
+_COLOURS_END = 1.5  # brighter colours are cut off by the colour table itself
 _NAMED_LAYERS = 6  # layer numbers that an answer names at most
 _DARK_CONTRAST = -0.65  # in every channel: no light comes back, as beyond the chip's edge
 
@@ -78,6 +86,8 @@ class DetectorSettings(BaseModel):
     oxide_nm: float = Field(90.0, ge=10.0, le=1000.0)
     numerical_aperture: float = Field(0.45, gt=0.0, lt=1.0)
     lamp_k: float = Field(3200.0, ge=1500.0, le=20000.0)
+    calibration: str | None = None
+    """A microscope's file (see `microscope`): its correction, its white, its wafers."""
     index_curves: Mapping[str, str] = Field(default_factory=dict)
     """Measurement of a material's index to use; `calibrate` chooses where none is named."""
     max_layers: int = Field(12, ge=1, le=40)
@@ -104,6 +114,16 @@ class DetectorSettings(BaseModel):
     def _are_readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         try:
             load_cards(value)
+        except BadModel as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("calibration")
+    @classmethod
+    def _is_a_microscope(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                load_microscope(Path(value))
         except BadModel as error:
             raise ValueError(str(error)) from None
         return value
@@ -137,13 +157,25 @@ class DetectorSettings(BaseModel):
             self.lamp_k,
             tuple(sorted(self.index_curves.items())),
             _cards(self.material_cards),
+            self.microscope.correction,
         )
+
+    @property
+    def microscope(self) -> Microscope:
+        """What its file says; nominal without one."""
+        return Microscope() if self.calibration is None else _microscope(self.calibration)
 
 
 @lru_cache(maxsize=16)
 def _cards(material_cards: tuple[str, ...]) -> tuple[MaterialCard, ...]:
     """Read once: a card that changes under a running search must not change its layers."""
     return load_cards(material_cards)
+
+
+@lru_cache(maxsize=16)
+def _microscope(calibration: str) -> Microscope:
+    """Read once, likewise."""
+    return load_microscope(Path(calibration))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,6 +188,45 @@ class _Prepared:
     tables: tuple[ColourTable, ...]
     kind_of_colour: npt.NDArray[np.uint8]
     cuts: Cuts
+    _clipped: dict[tuple[float, ...], npt.NDArray[np.uint8]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def kinds_below(self, ceiling_rgb: FloatArray) -> npt.NDArray[np.uint8]:
+        """Kinds of colour as a camera sees them whose channels end at these contrasts.
+
+        A colour at an end may be any brighter one: it is compared with the ladder from below.
+        """
+        # In coarse steps downwards: vignetting moves the end within a photograph anyway.
+        ceiling = np.floor((ceiling_rgb - _CEILING_STEP) / _CEILING_STEP) * _CEILING_STEP
+        ends = np.array([t.ladder.contrast_rgb.max(axis=0) for t in self.tables]).max(axis=0)
+        ceiling = np.where(ceiling < np.minimum(ends, _COLOURS_END), ceiling, np.inf)
+        if not np.isfinite(ceiling).any():
+            return self.kind_of_colour
+        key = tuple(ceiling.tolist())
+        if key not in self._clipped:
+            while len(self._clipped) >= _CEILINGS_KEPT:
+                del self._clipped[next(iter(self._clipped))]
+            self._clipped[key] = self._kinds_with(ceiling.astype(np.float32))
+        return self._clipped[key]
+
+    def _kinds_with(self, ceiling_rgb: FloatArray) -> npt.NDArray[np.uint8]:
+        centres = colour_cell_centres()
+        at_end = np.flatnonzero((centres > ceiling_rgb).any(axis=1))
+        points = centres[at_end]
+        ends = points > ceiling_rgb
+        size = np.linalg.norm(points, axis=1)
+        limit = 0.08 + 1.5 * self.settings.off_ladder_relative * size
+        kinds = self.kind_of_colour.copy()
+        for table in self.tables:
+            most = self.settings.most_layers(table.ladder.layer_nm) + 2.0
+            wanted = table.ladder.thickness_layers < most
+            for rung in table.ladder.contrast_rgb[wanted][1:]:
+                off = points - rung
+                off[ends & (off < 0.0)] = 0.0
+                near = np.einsum("ij,ij->i", off, off) < limit * limit
+                kinds[at_end[near]] = PLAUSIBLE
+        return kinds
 
 
 class PhysicsDetector:
@@ -175,8 +246,15 @@ class PhysicsDetector:
         flat_field: a photograph of nothing, same size as those to come; None for none.
         """
         self._settings = settings
+        nominal = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
+        # What was calibrated elsewhere or long ago holds for substrates of the very same look; what
+        # looks otherwise is met with the nominal oxide, and with a confidence that says so.
+        self._fallback = None
+        if calibration is None and settings.microscope.wafers:
+            self._fallback = nominal, _prepared(settings, nominal)
+            calibration = settings.microscope.wafers
         if calibration is None:
-            calibration = nominal_calibration(settings.oxide_nm)
+            calibration = nominal.calibration
         if isinstance(calibration, Calibration):
             # Made on a substrate that nobody recorded: no drift can be noticed.
             wafers: tuple[SubstrateCalibration, ...] = (
@@ -185,7 +263,6 @@ class PhysicsDetector:
         elif isinstance(calibration, SubstrateCalibration):
             wafers = (calibration,)
         else:
-            nominal = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
             wafers = tuple(calibration) or (nominal,)
         self._wafers = tuple((wafer, _prepared(settings, wafer)) for wafer in wafers)
         self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
@@ -225,7 +302,9 @@ class PhysicsDetector:
         )
         if not reason and wafer.substrate_rgb != _UNKNOWN_RGB:
             moved = drift(background.rgb, wafer.substrate_rgb)
-            if moved.is_deviant:
+            if moved.is_deviant and self._fallback is not None:
+                wafer, ready = self._fallback
+            elif moved.is_deviant:
                 reason = (
                     "substrate colour is not the calibration's: "
                     f"ln(R/G) moved by {moved.red_over_green:+.2f}, "
@@ -257,13 +336,15 @@ def calibrate(
 ) -> tuple[SubstrateCalibration, ...]:
     """Fit one calibration per substrate colour seen in the images, the commonest first.
 
-    Photographs are read one after the other and not kept.
+    Photographs are read one after the other and not kept. Where terraces do not tell and the
+    microscope's white is known, the oxide is read from the substrate's tint.
     """
-    nominal = nominal_calibration(settings.oxide_nm)
-    prepared = _prepared(settings, SubstrateCalibration(_UNKNOWN_RGB, nominal))
+    microscope, optics = settings.microscope, settings.optics
+    expected, searched = _searching(settings)
     flat = None if flat_field is None else coarse_flat_field(flat_field)
     colours: list[tuple[float, float, float]] = []
     levels: list[list[Level]] = []
+    more: list[list[Level]] = []  # that other oxides would explain
     for pixels in images:
         checked_image(pixels, pixel_size_nm, bit_depth)
         full_scale = float(2**bit_depth - 1)
@@ -271,17 +352,29 @@ def calibrate(
         background = estimate_background(pixels, full_scale, None, flat, half)
         if background.reason:
             continue
-        seen = _looked_at(pixels, half, background, full_scale, pixel_size_nm, prepared)
         colours.append(background.rgb)
-        levels.append([] if seen is None else clean_levels(seen[1]))
+        for found_levels, ready in ((levels, expected), (more, searched)):
+            seen = _looked_at(pixels, half, background, full_scale, pixel_size_nm, ready)
+            found_levels.append([] if seen is None else clean_levels(seen[1]))
     found = []
     for group in sorted(grouped_by_substrate(colours), key=len, reverse=True):
-        pooled = [level for k in group for level in levels[k]]
         typical = np.median(np.array([colours[k] for k in group]), axis=0)
         rgb = (float(typical[0]), float(typical[1]), float(typical[2]))
-        found.append(
-            fit_calibration(pooled, settings.materials, settings.oxide_nm, settings.optics, rgb)
-        )
+        read = oxide_from_substrate(rgb, microscope.white_rgb, settings.oxide_nm, optics)
+        oxide_nm = settings.oxide_nm if read is None else read.oxide_nm
+        fitted = SubstrateCalibration(rgb, nominal_calibration(oxide_nm))
+        for source in (levels, more):
+            pooled = [level for k in group for level in source[k]]
+            other = fit_calibration(pooled, settings.materials, oxide_nm, optics, rgb)
+            if source is levels or (
+                other.calibration.confidence > fitted.calibration.confidence + _WORTH_MORE
+            ):
+                fitted = other
+            if fitted.calibration.confidence > _SURE:
+                break
+        if read is not None and fitted.calibration.confidence < read.confidence:
+            fitted = SubstrateCalibration(rgb, read)
+        found.append(fitted)
     return tuple(found)
 
 
@@ -324,6 +417,18 @@ def checked_image(pixels: ImageRGB, pixel_size_nm: float, bit_depth: int) -> Non
         raise BadImage(f"bit_depth {bit_depth} does not go with {pixels.dtype}")
 
 
+def _searching(settings: DetectorSettings) -> tuple[_Prepared, _Prepared]:
+    """To look for terraces under the nominal oxide, and under any of a range around it."""
+    ready = _prepared(
+        settings, SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
+    )
+    kinds = ready.kind_of_colour.copy()
+    for oxide_nm in settings.oxide_nm * np.exp(_OXIDE_STEPS):
+        other = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(round(float(oxide_nm), 1)))
+        kinds[_prepared(settings, other).kind_of_colour == PLAUSIBLE] = PLAUSIBLE
+    return ready, replace(ready, kind_of_colour=kinds)
+
+
 def _prepared(settings: DetectorSettings, wafer: SubstrateCalibration) -> _Prepared:
     calibration = wafer.calibration
     optics = settings.optics
@@ -357,9 +462,9 @@ def _looked_at(
     height, width = pixels.shape[:2]
     min_area_px = prepared.settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
     least_half_px = max(int(0.02 * min_area_px), 2)
-    boxes = candidate_boxes(
-        half, background, prepared.cuts.off, prepared.kind_of_colour, least_half_px
-    )
+    ceiling_rgb = _FULL_SHARE * full_scale / np.asarray(background.rgb, dtype=np.float32) - 1.0
+    kinds = prepared.kinds_below(ceiling_rgb)
+    boxes = candidate_boxes(half, background, prepared.cuts.off, kinds, least_half_px)
     boxes = merged_boxes(boxes, width, height)
     if not boxes:
         return None

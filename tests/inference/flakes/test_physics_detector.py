@@ -261,6 +261,40 @@ def test_a_saturated_channel_does_not_hide_a_flake():
     assert flake.contrast_rgb[2] < contrast(4, "mos2", 285.0)[2] - 0.1
 
 
+def test_flakes_far_beyond_a_channels_end_are_still_candidates():
+    """Blue of 5 and 6 layers of MoS2 on 90 nm ends a third below where it would be."""
+    scene = Scene()
+    for k, layers in enumerate((4, 5, 6)):
+        scene.box(120 + 160 * k, 150, 60, 60, contrast(layers, "mos2"))
+    scene.contrast = np.minimum(scene.contrast, np.float32(10.0))
+    pixels = np.clip(scene.photograph() * np.array([1.6, 1.6, 1.7]) + 0.5, 0, 255).astype(np.uint8)
+    assert (pixels[..., 2] == 255).mean() > 0.02
+    certain = Calibration(90.0, (1.0, 1.0, 1.0), 1.0, "fitted")
+    answer = detected(pixels, DetectorSettings(materials=("mos2",)), certain)
+    flakes = sorted(answer.detections, key=lambda d: d.centroid_x_px)
+    assert [f.layers for f in flakes] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("oxide_nm", [80.0, 100.0])
+def test_an_oxide_that_is_not_what_the_label_says_is_found(oxide_nm):
+    """The candidates that the nominal oxide knows are not those that lie there."""
+    photographs = []
+    for seed in range(4):
+        scene = Scene(seed=seed)
+        for k, layers in enumerate((1, 2, 3, 4, 1)):
+            scene.box(40 + 110 * k, 60 + 60 * seed, 50, 40, contrast(layers, "mos2", oxide_nm))
+        photographs.append(scene.photograph())
+    settings = DetectorSettings(materials=("mos2",), oxide_nm=90.0)
+    wafers = calibrate(photographs, settings, PIXEL_NM)
+    assert wafers[0].calibration.oxide_nm == pytest.approx(oxide_nm, abs=2.5)
+    flakes = sorted(detected(photographs[0], settings, wafers).detections, key=_left)
+    assert [f.layers for f in flakes] == [1, 2, 3, 4, 1]
+
+
+def _left(detection):
+    return detection.centroid_x_px
+
+
 def test_a_field_of_specks_ranks_below_a_flake():
     scene = Scene(seed=8)
     for _ in range(90):
