@@ -19,6 +19,7 @@ from controller.commands.doctor import examine
 from controller.commands.evaluate import replay_stack, score_flakes
 from controller.commands.focus import focus_once
 from controller.commands.search import resume_search, start_search
+from controller.commands.train import train_flakes, train_focus
 from controller.errors import BadSettings, ControllerError
 from controller.record.rundir import NotARun
 from drivers.errors import DriverError
@@ -33,8 +34,13 @@ cli = typer.Typer(
 )
 evaluate_cli = typer.Typer(help="Measure a model on real data.", no_args_is_help=True)
 cli.add_typer(evaluate_cli, name="evaluate")
+train_cli = typer.Typer(help="Train a network anew, from a seed.", no_args_is_help=True)
+cli.add_typer(train_cli, name="train")
 
 OutFile = Annotated[Path | None, typer.Option(help="also write the figures to this JSON file")]
+Miniature = Annotated[bool, typer.Option("--quick", help="a miniature that learns little")]
+OutFolder = Annotated[Path, typer.Option(help="folder for the ONNX file and its card")]
+Jobs = Annotated[int, typer.Option(min=0, max=256, help="processes; 0: one a core")]
 Quick = Annotated[bool, typer.Option("--quick", help="fewer repeats, same rows, under 45 s")]
 
 
@@ -202,6 +208,52 @@ def evaluate_focus(
         dof_steps=dof_steps,
         with_rivals=rivals,
         seed=seed,
+        out=out,
+    )
+
+
+@train_cli.command("focus")
+def focus_network(
+    *,
+    seed: int = 1,
+    objects: Annotated[
+        int | None, typer.Option(min=96, max=1_000_000, help="simulated samples to learn from")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=10_000)] = None,
+    jobs: Jobs = 0,
+    out: OutFolder = Path("trained"),
+    quick: Miniature = False,
+) -> None:
+    """Train AENet: how far one frame is from focus. Needs torch: pip install scopeloop[train]."""
+    train_focus(
+        _console(), seed=seed, objects=objects, epochs=epochs, jobs=jobs, quick=quick, out=out
+    )
+
+
+@train_cli.command("flakes")
+def flakes_network(
+    *,
+    seed: int = 1,
+    photographs: Annotated[
+        int, typer.Option(min=24, max=100_000, help="simulated; 3 MB of memory each")
+    ] = 3_000,
+    steps: Annotated[int, typer.Option(min=60, max=1_000_000)] = 20_000,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1_440.0, help="of training proper, at most")
+    ] = 60.0,
+    jobs: Jobs = 0,
+    out: OutFolder = Path("trained"),
+    quick: Miniature = False,
+) -> None:
+    """Train FlakeNet: what each pixel is, and how odd. Needs torch; uses a GPU where one is."""
+    train_flakes(
+        _console(),
+        seed=seed,
+        photographs=photographs,
+        steps=steps,
+        minutes=minutes,
+        jobs=jobs,
+        quick=quick,
         out=out,
     )
 

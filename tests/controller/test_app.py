@@ -1,5 +1,6 @@
 """The composition root: which engine is opened, and what is said when it is not the wanted one."""
 
+import numpy as np
 import pytest
 
 from controller import app
@@ -97,3 +98,15 @@ def test_engines_say_what_they_lack(machine):
     assert not onnx.lack
     machine.with_gpu()
     assert app.engines()[0].version == "tensorrt 11.4, H100"
+
+
+def test_flake_examples_follow_from_the_seed():
+    first = list(app.flake_examples(3, 2, 0.0, jobs=1))
+    assert 1 <= len(first) <= 2
+    again = list(app.flake_examples(3, 2, 0.0, jobs=2))
+    assert len(again) == len(first)
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one.planes, other.planes)
+        assert np.array_equal(one.classes, other.classes)
+    (other,) = list(app.flake_examples(4, 1, 0.0, jobs=1))
+    assert not np.array_equal(first[0].planes, other.planes)

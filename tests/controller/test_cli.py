@@ -2,22 +2,39 @@
 
 import json
 import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import inference
 from controller import cli
 from controller.bench import Report
 from controller.errors import BadSettings, SearchFailed, UnsafeCommand
 from controller.figures import Row
 from controller.record.rundir import BadRecord, NotARun
 from drivers.errors import LinkLost
-from inference.api import BadImage
+from inference.api import BadImage, NoEngine
+from inference.engine import load_card
 
-COMMANDS = ["search", "focus", "evaluate", "evaluate flakes", "bench", "doctor"]
+COMMANDS = [
+    "search",
+    "focus",
+    "evaluate",
+    "evaluate flakes",
+    "evaluate focus",
+    "train",
+    "train focus",
+    "train flakes",
+    "bench",
+    "doctor",
+]
+WEIGHTS = Path(inference.__file__).parent / "weights"
 MICROSCOPE = """\
 [run]
 clock = "ideal"
@@ -85,6 +102,9 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ),
     (["bench"], ["Missing argument", "name"]),
     (["bench", "all", "--seed", "x"], ["--seed", "valid integer"]),
+    (["bench", "all", "--jobs", "0"], ["--jobs", "Invalid value"]),
+    (["train", "focus", "--epochs", "0"], ["--epochs", "Invalid value"]),
+    (["train", "flakes", "--photographs", "3"], ["--photographs", "Invalid value"]),
 ]
 
 
@@ -315,3 +335,112 @@ def test_evaluate_says_what_became_of_each(flakes, tmp_path) -> None:
     assert called("evaluate", "flakes", *words, "--out", out, "--sheet", sheet).exit_code == 0
     assert out.with_suffix(".csv").read_text().count("\n") == 3  # a heading, two flakes
     assert {"0.jpg", "1.jpg"} <= {path.name for path in sheet.iterdir()}
+
+
+# --- train --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FocusTraining:
+    """As `inference.training.focus` has it."""
+
+    out: Path
+    objects: int = 2_400
+    epochs: int = 60
+    seed: int = 1
+    jobs: int = 0
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """A stand-in for the training itself; what it was asked for."""
+    asked = []
+
+    def train(settings, report):
+        asked.append(settings)
+        report(1, 2, "frames")
+        card = load_card(WEIGHTS / "aenet.onnx")
+        return card.model_copy(update={"figures": {"median_error_dof": 0.125}})
+
+    room = SimpleNamespace(FocusTraining=FocusTraining, train=train)
+    monkeypatch.setattr("controller.commands.train.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "inference.training.focus", room)
+    return asked
+
+
+def test_train_focus(training, tmp_path) -> None:
+    words = ["--seed", 5, "--objects", 960, "--epochs", 7, "--jobs", 2, "--out", tmp_path]
+    result = called("train", "focus", *words)
+    assert result.exit_code == 0, result.exception
+    assert called("train", "focus").exit_code == 0
+    assert called("train", "focus", "--quick", "--epochs", 4).exit_code == 0
+    assert training == [
+        FocusTraining(tmp_path, 960, 7, 5, 2),
+        FocusTraining(Path("trained")),
+        FocusTraining(Path("trained"), 96, 4),
+    ]
+    assert "median_error_dof" in result.output
+    assert "0.125" in result.output
+    assert str(tmp_path / "aenet.onnx") in result.output
+
+
+@pytest.mark.parametrize("missing", ["torch", "onnx"])
+def test_training_says_what_to_install(training, monkeypatch, missing) -> None:
+    monkeypatch.setattr(
+        "controller.commands.train.find_spec", lambda name: None if name == missing else name
+    )
+    error = called("train", "focus").exception
+    assert isinstance(error, NoEngine)
+    assert str(error) == f"training needs {missing}: pip install scopeloop[train]"
+    assert not training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """As `inference.training.flakes` has it."""
+
+    seed: int = 1
+    steps: int = 20_000
+    batch: int = 48
+    crop: int = 96
+    most_seconds: float = 3_600.0
+    device: str = "cpu"
+    command: str = ""
+
+    @classmethod
+    def quick(cls) -> "Recipe":
+        return cls(steps=60, batch=4, crop=64)
+
+
+def test_train_flakes(training, monkeypatch, tmp_path) -> None:
+    made, asked = [], []
+
+    def examples(*task):
+        made.append(task)
+        return iter(["an example"] * 2)
+
+    def train(examples, held_out, out, recipe, report):
+        asked.append((examples, held_out, out, recipe))
+        report(100, 200, "loss 0.5")
+        return load_card(WEIGHTS / "aenet.onnx")
+
+    room = SimpleNamespace(Recipe=Recipe, train=train, with_device=lambda recipe: recipe)
+    monkeypatch.setitem(sys.modules, "inference.training.flakes", room)
+    monkeypatch.setattr("controller.app.flake_examples", examples)
+    words = ["--seed", 5, "--photographs", 320, "--steps", 600, "--minutes", 2, "--jobs", 3]
+    result = called("train", "flakes", *words, "--out", tmp_path)
+    assert result.exit_code == 0, result.exception
+    assert "flakenet.onnx" in result.output
+    assert called("train", "flakes", "--quick").exit_code == 0
+    assert made == [
+        (5, 320, 0.1, 3),
+        (900_005, 20, 0.3, 3),
+        (1, 24, 0.1, 0),
+        (900_001, 12, 0.3, 0),
+    ]
+    whole = "scopeloop train flakes --photographs 320 --steps 600 --seed 5"
+    assert asked[0] == (["an example"] * 2,) * 2 + (
+        tmp_path,
+        Recipe(5, 600, 8, 64, 120.0, "cpu", whole),
+    )
+    assert (asked[1][3].steps, asked[1][3].batch) == (60, 4)

@@ -1,0 +1,116 @@
+"""`scopeloop train`: the networks anew, from a seed; the only command that needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, TypeVar
+
+from rich.console import Console
+
+from controller import app, figures
+from controller.commands.screen import Told, bar
+from inference.api import NoEngine
+from inference.engine import Card, card_path
+
+_QUICK_OBJECTS: Final = 96
+_QUICK_EPOCHS: Final = 3
+_QUICK_PHOTOGRAPHS: Final = 24
+_LEAST_CHECKS: Final = 12
+_CHECKS_SEED: Final = 900_000
+_STRANGE_SHARE: Final = 0.1
+_STRANGE_CHECKS_SHARE: Final = 0.3  # what to refuse is learnt from them
+_CPU_BATCH, _CPU_CROP = 8, 64
+
+Thing = TypeVar("Thing")
+
+
+def train_focus(
+    console: Console,
+    *,
+    seed: int,
+    objects: int | None,
+    epochs: int | None,
+    jobs: int,
+    quick: bool,
+    out: Path,
+) -> None:
+    """Train AENet and write its ONNX file and card. Raises NoEngine without torch."""
+    _check_torch()
+    from inference.training.focus import FocusTraining, train
+
+    if quick:
+        objects, epochs = objects or _QUICK_OBJECTS, epochs or _QUICK_EPOCHS
+    usual = FocusTraining(out=out)
+    asked = FocusTraining(
+        out=out,
+        objects=usual.objects if objects is None else objects,
+        epochs=usual.epochs if epochs is None else epochs,
+        seed=seed,
+        jobs=jobs,
+    )
+    with bar(console, "train focus") as told:
+        card = train(asked, told)
+    _show(console, card, out / "aenet.onnx")
+
+
+def train_flakes(
+    console: Console,
+    *,
+    seed: int,
+    photographs: int,
+    steps: int,
+    minutes: float,
+    jobs: int,
+    quick: bool,
+    out: Path,
+) -> None:
+    """Train FlakeNet and write its ONNX file and card. Raises NoEngine without torch."""
+    _check_torch()
+    from inference.training.flakes import Recipe, train, with_device
+
+    recipe = with_device(replace(Recipe(), seed=seed, steps=steps, most_seconds=60.0 * minutes))
+    if recipe.device == "cpu":
+        recipe = replace(recipe, batch=_CPU_BATCH, crop=_CPU_CROP)
+    if quick:
+        recipe, photographs = replace(Recipe.quick(), seed=seed), _QUICK_PHOTOGRAPHS
+    checks = max(photographs // 16, _LEAST_CHECKS)
+    command = f"scopeloop train flakes --photographs {photographs} --steps {steps} --seed {seed}"
+    recipe = replace(recipe, command=f"{command}{' --quick' if quick else ''}")
+    learn = app.flake_examples(seed, photographs, _STRANGE_SHARE, jobs)
+    check = app.flake_examples(seed + _CHECKS_SEED, checks, _STRANGE_CHECKS_SHARE, jobs)
+    with bar(console, "train flakes") as told:
+        card = train(
+            list(_counted(learn, photographs, "photographs", told)),
+            list(_counted(check, checks, "photographs to check", told)),
+            out,
+            recipe,
+            told,
+        )
+    _show(console, card, out / "flakenet.onnx")
+
+
+def _counted(things: Iterable[Thing], total: int, name: str, told: Told) -> Iterator[Thing]:
+    for done, thing in enumerate(things, 1):
+        told(done, total, name)
+        yield thing
+
+
+def _check_torch() -> None:
+    missing = [name for name in ("torch", "onnx") if find_spec(name) is None]
+    if missing:
+        message = f"training needs {' and '.join(missing)}: pip install scopeloop[train]"
+        raise NoEngine(message)
+
+
+def _show(console: Console, card: Card, model: Path) -> None:
+    """What was reached, and where it lies."""
+    rows = [figures.Row(name, value) for name, value in card.figures.items()]
+    figures.show(console, f"{card.name}, {card.parameters} parameters", rows)
+    console.print(
+        f"wrote [bold]{model}[/] and {card_path(model).name}; to use them, put both into "
+        "inference/weights",
+        soft_wrap=True,
+    )
