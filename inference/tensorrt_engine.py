@@ -33,8 +33,8 @@ Package: TypeAlias = Any  # tensorrt or tensorrt_rtx; neither has types
 Theirs: TypeAlias = Any  # an object of that package
 PACKAGES: Final = ("tensorrt", "tensorrt_rtx")  # in this order
 MOST_BATCH: Final = 64
-MOST_PX: Final = 2_048
-_USUAL_BATCH: Final = 2
+MOST_PICTURES: Final = 4
+MOST_PX: Final = 1_024
 _LEAST_PX, _USUAL_PX = 32, 512
 _PRECISION: Final = "float32"
 _ITEM_BYTES: Final = 4
@@ -51,7 +51,11 @@ class Profile:
 
 
 def profile_for(tensor: Tensor) -> Profile:
-    """Free first dimensions are batches, other free ones pixels."""
+    """Free first dimensions are batches, other free ones pixels.
+
+    TensorRT sets memory aside for the largest shape, so that pictures come in small batches.
+    """
+    is_picture = -1 in tensor.shape[1:]
 
     def filled(batch: int, size_px: int) -> tuple[int, ...]:
         free = (batch if axis == 0 else size_px for axis in range(len(tensor.shape)))
@@ -60,7 +64,9 @@ def profile_for(tensor: Tensor) -> Profile:
         )
 
     return Profile(
-        filled(1, _LEAST_PX), filled(_USUAL_BATCH, _USUAL_PX), filled(MOST_BATCH, MOST_PX)
+        least=filled(1, _LEAST_PX),
+        usual=filled(1 if is_picture else 2, _USUAL_PX),
+        most=filled(MOST_PICTURES if is_picture else MOST_BATCH, MOST_PX),
     )
 
 

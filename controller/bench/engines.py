@@ -1,9 +1,9 @@
-"""What the networks cost on every engine that is here: milliseconds for one batch of two, medians.
+"""What the networks cost on every engine that is here: milliseconds a batch, medians.
 
-Inputs are random in the shape that the card promises (the time depends on the shape alone), free
-sides 512 px; upload and download are in it. AENet's rows "two frames" are the whole way from two
-frames of 256 x 256 px to what it says of them. An engine that is not here, or does not serve this
-GPU, is a row without a value that says why.
+Inputs are random in the shape that the card promises (the time depends on the shape alone): two in
+a batch, or one picture whose free sides are 512 px; upload and download are in it. AENet's rows
+"two frames" are the whole way from two frames of 256 x 256 px to what it says of them. An engine
+that is not here, or does not serve this GPU, is a row without a value that says why.
 """
 
 from __future__ import annotations

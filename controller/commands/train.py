@@ -77,8 +77,8 @@ def train_flakes(
     if quick:
         recipe, photographs = replace(Recipe.quick(), seed=seed), _QUICK_PHOTOGRAPHS
     checks = max(photographs // 16, _LEAST_CHECKS)
-    command = f"scopeloop train flakes --photographs {photographs} --steps {steps} --seed {seed}"
-    recipe = replace(recipe, command=f"{command}{' --quick' if quick else ''}")
+    size = "--quick" if quick else f"--photographs {photographs} --steps {steps}"
+    recipe = replace(recipe, command=f"scopeloop train flakes {size}")  # the seed is added to it
     learn = app.flake_examples(seed, photographs, _STRANGE_SHARE, jobs)
     check = app.flake_examples(seed + _CHECKS_SEED, checks, _STRANGE_CHECKS_SHARE, jobs)
     with bar(console, "train flakes") as told:

@@ -438,7 +438,7 @@ def test_train_flakes(training, monkeypatch, tmp_path) -> None:
         (1, 24, 0.1, 0),
         (900_001, 12, 0.3, 0),
     ]
-    whole = "scopeloop train flakes --photographs 320 --steps 600 --seed 5"
+    whole = "scopeloop train flakes --photographs 320 --steps 600"
     assert asked[0] == (["an example"] * 2,) * 2 + (
         tmp_path,
         Recipe(5, 600, 8, 64, 120.0, "cpu", whole),
