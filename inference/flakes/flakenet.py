@@ -1,0 +1,454 @@
+"""FlakeNet: learnt shape, texture and dirt joined to the physics of the contrast ladder.
+
+The physics detector knows colours and nothing else: a rag of glue whose colour happens to lie on
+the ladder is a flake to it, and a flake whose colour was calibrated wrongly is none. The network
+has seen a great many simulated chips under a great many microscopes, and judges every pixel of the
+half-size image from its surroundings: bare, 1, 2, 3, 4, 5-6 layers, thicker, or dirt. It is shown
+the ladder's evidence instead of colours (`inference.flakes.evidence`), so it serves any crystal.
+
+How the two are joined: the physics' segmentation proposes terraces with borders at full resolution;
+the network's own regions are proposals too, for what the physics missed. Every proposal is judged
+by the network's mean posterior over its inner pixels, which gives the probability that it is a
+flake at all and of each layer class; within a class of several layer numbers the ladder decides.
+Of proposals that overlap, the better one stays.
+
+Where the network says that the frame is unlike anything it knows (`oddity` > 0), the physics
+detector's answer is given instead, flagged, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from inference.api import BadModel, Calibration, Detection, FlakeAnswer, ImageRGB
+from inference.engine import Engine
+from inference.flakes.background import (
+    Background,
+    coarse_flat_field,
+    estimate_background,
+    shrunk_half,
+)
+from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
+from inference.flakes.evidence import (
+    CLASSES,
+    DIRT_CLASS,
+    FIVE_CLASS,
+    THICK_CLASS,
+    evidence,
+    rungs_of,
+)
+from inference.flakes.ladder import Ladder, ladder
+from inference.flakes.physics_detector import (
+    DetectorSettings,
+    PhysicsDetector,
+    substrate_distance,
+)
+
+FloatArray = npt.NDArray[np.float32]
+
+_LOGITS = 4 * len(CLASSES)
+_WORTH_LOOKING = -3.0  # log odds against bare substrate below which a place is left out
+_KERNEL3 = np.ones((3, 3), dtype=np.uint8)
+_UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
+_INNER_PX = 12  # half-resolution pixels that a judgement should rest on
+_LEAST_FLAKE = 0.15  # of the mean posterior: less is dirt or substrate
+_AGREEMENT_POWER = 0.5
+_SAME_SHARE = 0.5  # of the smaller one's pixels: two proposals for the same thing
+_NAMED_LAYERS = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """What the network says of one photograph, for one material, on the half-resolution grid."""
+
+    best: npt.NDArray[np.uint8]  # (h, w) index into CLASSES
+    places: npt.NDArray[np.int32]  # (h // 2, w // 2) row of `shares`, -1: bare substrate
+    shares: FloatArray  # (n, 4, len(CLASSES)) probabilities of the four pixels of a place
+    borders: FloatArray  # (n, 4) probability of a border
+    oddity: float  # > 0: unlike any photograph of a chip
+
+    def at(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> FloatArray:
+        """Probabilities of half-resolution pixels, (n, len(CLASSES))."""
+        place = self.places[rows >> 1, columns >> 1]
+        found: FloatArray = self.shares[place, (rows & 1) * 2 + (columns & 1)]
+        bare = place < 0
+        if bare.any():
+            found = found.copy()
+            found[bare] = 0.0
+            found[bare, 0] = 1.0
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlakeView:
+    """What the network makes of one photograph."""
+
+    answer: FlakeAnswer  # the one to use
+    is_physics: bool  # the network did not speak: there was nothing to see, or it does not know it
+    oddity: float  # > 0: unlike any photograph of a chip
+    dirt_share: float  # of the photograph that is neither substrate nor the crystals
+
+
+def decoded(answer: FloatArray, height: int, width: int) -> Posterior:
+    """The network's planes, (OUTPUTS, rows, columns), for a half-size image of (height, width)."""
+    rows, columns = answer.shape[1:]
+    logits = answer[:_LOGITS].reshape(4, len(CLASSES), rows * columns)
+    above = logits[:, 1:].max(axis=(0, 1)) - logits[:, 0].min(axis=0)
+    looked_at = np.flatnonzero(above > _WORTH_LOOKING)
+    places = np.full(rows * columns, -1, dtype=np.int32)
+    places[looked_at] = np.arange(looked_at.size)
+    chosen = np.moveaxis(logits[:, :, looked_at], 2, 0)  # (n, 4, classes)
+    odds = np.exp(chosen - chosen.max(axis=2, keepdims=True))
+    shares = odds / odds.sum(axis=2, keepdims=True)
+    best = np.zeros((2 * rows, 2 * columns), dtype=np.uint8)
+    y, x = np.divmod(looked_at, columns)
+    winner = shares.argmax(axis=2).astype(np.uint8)
+    for k in range(4):
+        best[2 * y + k // 2, 2 * x + k % 2] = winner[:, k]
+    borders = answer[_LOGITS : _LOGITS + 4].reshape(4, -1)[:, looked_at].T
+    inside = answer[-1, : -(-height // 2), : -(-width // 2)]
+    return Posterior(
+        best=best[:height, :width],
+        places=places.reshape(rows, columns),
+        shares=np.ascontiguousarray(shares, dtype=np.float32),
+        borders=np.asarray(1.0 / (1.0 + np.exp(-borders)), dtype=np.float32),
+        oddity=float(inside.mean()),
+    )
+
+
+class FlakeNetDetector:
+    """The `FlakeDetector` that has both: physics and learnt judgement."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: DetectorSettings,
+        calibration: Calibration
+        | SubstrateCalibration
+        | Sequence[SubstrateCalibration]
+        | None = None,
+        flat_field: ImageRGB | None = None,
+    ) -> None:
+        """Arguments as of `PhysicsDetector`, and the engine that runs the network."""
+        self._engine = engine
+        self._settings = settings
+        self._physics = PhysicsDetector(settings, calibration, flat_field)
+        generous = settings.model_copy(
+            update={
+                "score_min": 0.0,
+                "off_ladder_max": min(2.0 * settings.off_ladder_max, 0.5),
+                "off_ladder_relative": min(2.0 * settings.off_ladder_relative, 1.0),
+                "spread_max": min(1.6 * settings.spread_max, 0.5),
+            }
+        )
+        self._proposer = PhysicsDetector(generous, calibration, flat_field)
+        if isinstance(calibration, SubstrateCalibration):
+            wafers: tuple[SubstrateCalibration, ...] = (calibration,)
+        elif isinstance(calibration, Calibration) or calibration is None:
+            given = calibration or nominal_calibration(settings.oxide_nm)
+            wafers = (SubstrateCalibration(_UNKNOWN_RGB, given),)
+        else:
+            nominal = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
+            wafers = tuple(calibration) or (nominal,)
+        self._wafers = tuple((wafer, _ladders(settings, wafer)) for wafer in wafers)
+        self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
+
+    @property
+    def name(self) -> str:
+        """Detector and materials."""
+        return f"flakenet({'+'.join(self._settings.materials)})"
+
+    @property
+    def budget_s(self) -> float:
+        """Declared time for one full frame on two cores."""
+        return 0.060
+
+    @property
+    def settings(self) -> DetectorSettings:
+        """As given."""
+        return self._settings
+
+    @property
+    def calibration(self) -> Calibration:
+        """In use unless a photograph's substrate asks for another of those given."""
+        return self._physics.calibration
+
+    def detect(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeAnswer:
+        """Find flakes; raises BadImage for anything but (h, w, 3) uint8 or uint16."""
+        return self.view(pixels, pixel_size_nm, bit_depth).answer
+
+    def view(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeView:
+        """Find flakes, and say what the network thinks of the frame."""
+        proposed = self._proposer.detect(pixels, pixel_size_nm, bit_depth)
+        full_scale = float(2**bit_depth - 1)
+        half = shrunk_half(pixels)
+        first = self._wafers[0][0].substrate_rgb
+        expected_rgb = first if len(self._wafers) == 1 and first != _UNKNOWN_RGB else None
+        background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
+        if background.reason:
+            answer = self._physics.detect(pixels, pixel_size_nm, bit_depth)
+            return FlakeView(answer, is_physics=True, oddity=math.inf, dirt_share=0.0)
+        wafer, ladders = min(
+            self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
+        )
+        seen = {
+            steps.material: self._posterior(half, background, steps, full_scale)
+            for steps in ladders
+        }
+        oddity = min(posterior.oddity for posterior in seen.values())
+        dirt = np.logical_and.reduce([p.best == DIRT_CLASS for p in seen.values()])
+        dirt_share = float(dirt.mean())
+        if oddity > 0.0:
+            answer = self._physics.detect(pixels, pixel_size_nm, bit_depth)
+            reason = answer.reason or "unlike any chip that the network knows: physics only"
+            answer = replace(answer, in_distribution=False, reason=reason)
+            return FlakeView(answer, is_physics=True, oddity=oddity, dirt_share=dirt_share)
+        min_area_px = self._settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
+        judge = _Judge(self._settings, wafer.calibration, background.shape_px, min_area_px)
+        found: list[Detection] = []
+        for steps in ladders:
+            posterior = seen[steps.material]
+            regions = [_Region.of(d) for d in proposed.detections if d.material == steps.material]
+            regions += own_regions(posterior, half, background, min_area_px)
+            judged = [judge.judged(region, posterior, steps) for region in regions]
+            found += [detection for detection in judged if detection is not None]
+        answer = replace(proposed, detections=tuple(_apart(found)))
+        return FlakeView(answer, is_physics=False, oddity=oddity, dirt_share=dirt_share)
+
+    def _posterior(
+        self, half: ImageRGB, background: Background, steps: Ladder, full_scale: float
+    ) -> Posterior:
+        planes = evidence(half, background, rungs_of(steps), full_scale)
+        answer = self._engine.run(planes[None])
+        if answer.shape != (1, _LOGITS + 5, *planes.shape[1:]) or not np.isfinite(answer).all():
+            raise BadModel(
+                f"FlakeNet promised finite {(1, _LOGITS + 5, *planes.shape[1:])}, "
+                f"got {answer.shape}"
+            )
+        return decoded(answer[0], *half.shape[:2])
+
+
+def _ladders(settings: DetectorSettings, wafer: SubstrateCalibration) -> tuple[Ladder, ...]:
+    optics = settings.optics
+    optics = replace(optics, index_curves=(*optics.index_curves, *wafer.index_curves))
+    return tuple(ladder(key, wafer.calibration, optics) for key in settings.materials)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Region:
+    """A proposal: where something may lie, and which contrast it has."""
+
+    mask: npt.NDArray[np.bool_]  # (h, w) inside its box
+    left: int
+    top: int
+    contrast_rgb: tuple[float, float, float]
+    physics: Detection | None  # None: the network's own
+
+    @classmethod
+    def of(cls, detection: Detection) -> _Region:
+        """A terrace of the physics' segmentation."""
+        return cls(
+            detection.mask,
+            detection.box_x_px,
+            detection.box_y_px,
+            detection.contrast_rgb,
+            detection,
+        )
+
+    def inner(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Rows and columns of half-resolution pixels well inside it, or just inside it."""
+        padded = np.pad(self.mask.astype(np.uint8), 1)
+        found = np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
+        for rounds in (3, 2, 1, 0):
+            core = cv2.erode(padded, _KERNEL3, iterations=rounds) if rounds else padded
+            inside = core[1:-1, 1:-1]
+            y0, x0 = self.top & 1, self.left & 1
+            rows, columns = np.nonzero(inside[y0::2, x0::2])
+            found = rows + (self.top + y0) // 2, columns + (self.left + x0) // 2
+            if rows.size >= _INNER_PX:
+                break
+        return found
+
+
+def own_regions(
+    posterior: Posterior, half: ImageRGB, background: Background, min_area_px: float
+) -> list[_Region]:
+    """Connected pixels of one flake class, as the network alone would cut them."""
+    found = []
+    inverse: FloatArray | None = None
+    height, width = posterior.best.shape
+    for number in range(1, DIRT_CLASS):
+        layer = (posterior.best == number).astype(np.uint8)
+        if not layer.any():
+            continue
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(layer, connectivity=4)
+        for k in range(1, count):
+            x, y, w, h, area = stats[k].tolist()
+            if 4 * area < min_area_px:
+                continue
+            x0, y0, x1, y1 = (
+                max(x - 1, 0),
+                max(y - 1, 0),
+                min(x + w + 1, width),
+                min(y + h + 1, height),
+            )
+            part = (labels[y0:y1, x0:x1] == k).astype(np.float32)
+            if inverse is None:
+                inverse = background.inverse_half()
+            ys, xs = np.nonzero(cv2.erode(part, _KERNEL3) if area > 60 else part)
+            if ys.size == 0:
+                ys, xs = np.nonzero(part)
+            ratio = half[ys + y0, xs + x0] * inverse[ys + y0, xs + x0]
+            red, green, blue = (float(v) for v in np.median(ratio, axis=0) - 1.0)
+            size = (2 * (x1 - x0), 2 * (y1 - y0))
+            mask = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR) > 0.5
+            found.append(_Region(mask, 2 * x0, 2 * y0, (red, green, blue), None))
+    return found
+
+
+def _apart(found: Sequence[Detection]) -> list[Detection]:
+    """The best of each heap of overlapping detections, best first."""
+    kept: list[Detection] = []
+    for one in sorted(found, key=lambda d: -d.score):
+        if all(_shared(one, other) < _SAME_SHARE for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _shared(one: Detection, other: Detection) -> float:
+    """Common pixels over those of the smaller."""
+    left, top = max(one.box_x_px, other.box_x_px), max(one.box_y_px, other.box_y_px)
+    right = min(one.box_x_px + one.mask.shape[1], other.box_x_px + other.mask.shape[1])
+    bottom = min(one.box_y_px + one.mask.shape[0], other.box_y_px + other.mask.shape[0])
+    if right <= left or bottom <= top:
+        return 0.0
+    parts = [
+        d.mask[top - d.box_y_px : bottom - d.box_y_px, left - d.box_x_px : right - d.box_x_px]
+        for d in (one, other)
+    ]
+    common = int(np.count_nonzero(parts[0] & parts[1]))
+    return common / max(min(one.area_px, other.area_px), 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judge:
+    """Turns proposals into detections."""
+
+    settings: DetectorSettings
+    calibration: Calibration
+    shape_px: tuple[int, int]
+    min_area_px: float
+
+    def judged(self, region: _Region, posterior: Posterior, steps: Ladder) -> Detection | None:
+        """None where it is no flake that is wanted."""
+        rows, columns = region.inner()
+        inside = (rows < posterior.best.shape[0]) & (columns < posterior.best.shape[1])
+        shares = posterior.at(rows[inside], columns[inside])
+        if not len(shares):
+            return None
+        mean = shares.mean(axis=0)
+        flake = float(mean[1:DIRT_CLASS].sum())
+        if flake < _LEAST_FLAKE:
+            return None
+        contrast = np.asarray(region.contrast_rgb, dtype=np.float32)
+        layers = self._layers(mean, contrast, steps)
+        wanted = layers[: self.settings.max_layers]
+        best = int(np.argmax(wanted))
+        agreement = float(shares[:, _class_of(best + 1)].mean()) / max(flake, 1e-6)
+        score = flake * float(wanted.sum()) * agreement**_AGREEMENT_POWER
+        if score < self.settings.score_min:
+            return None
+        ranked = sorted(enumerate(wanted.tolist(), 1), key=lambda pair: -pair[1])[:_NAMED_LAYERS]
+        _, distance = steps.nearest(contrast)
+        return self._detection(
+            region,
+            steps,
+            best + 1,
+            tuple(pair for pair in ranked if pair[1] > 1e-4 or pair == ranked[0]),
+            float(distance[0]),
+            min(score, 1.0),
+        )
+
+    def _layers(self, mean: FloatArray, contrast: FloatArray, steps: Ladder) -> FloatArray:
+        """Probability of 1, 2 ... layers, given that it is a flake at all."""
+        most = max(int(steps.thickness_layers[-1]), self.settings.max_layers, 8)
+        doubt = 1.0 - self.calibration.confidence
+        sigma = 0.012 + 0.008 * doubt + (0.04 + 0.14 * doubt) * np.abs(contrast)
+        logs = steps.log_likelihoods(contrast, sigma.astype(np.float32), most)
+        number = np.arange(1, most + 1)
+        # Among thick crystals every decade of thickness is as frequent as any other.
+        prior = np.where(number <= 6, 1.0, 7.0 / number)
+        likelihood = np.exp(np.maximum(logs - logs.max(), -60.0)) * prior
+        found = np.zeros(most, dtype=np.float32)
+        flake = max(float(mean[1:DIRT_CLASS].sum()), 1e-6)
+        groups = [(k, slice(k - 1, k)) for k in range(1, 5)]
+        groups += [(FIVE_CLASS, slice(4, 6)), (THICK_CLASS, slice(6, most))]
+        for k, part in groups:
+            inside = likelihood[part]
+            found[part] = float(mean[k]) / flake * inside / max(float(inside.sum()), 1e-30)
+        return found
+
+    def _detection(
+        self,
+        region: _Region,
+        steps: Ladder,
+        layers: int,
+        ranked: tuple[tuple[int, float], ...],
+        off_ladder: float,
+        score: float,
+    ) -> Detection | None:
+        if region.physics is not None:
+            kept = replace(region.physics, layer_probabilities=ranked, score=score)
+            if layers == kept.layers:
+                return kept
+            return replace(
+                kept,
+                layers=layers,
+                thickness_nm=layers * steps.layer_nm,
+                thickness_interval_nm=None,
+            )
+        height, width = self.shape_px
+        mask = region.mask[: height - region.top, : width - region.left]
+        area_px = int(np.count_nonzero(mask))
+        if area_px < self.min_area_px:
+            return None
+        ys, xs = np.nonzero(mask)
+        top, left = int(ys.min()), int(xs.min())
+        mask = np.ascontiguousarray(mask[top : int(ys.max()) + 1, left : int(xs.max()) + 1])
+        padded = np.pad(mask.astype(np.uint8), 1)
+        inscribed = float(cv2.distanceTransform(padded, cv2.DIST_L2, 3).max())
+        if inscribed < self.settings.half_width_min_px:
+            return None
+        contours, _ = cv2.findContours(padded, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        outline = max(contours, key=len)[:, 0, :]
+        x0, y0 = region.left + left, region.top + top
+        return Detection(
+            mask=mask,
+            box_x_px=x0,
+            box_y_px=y0,
+            area_px=area_px,
+            centroid_x_px=float(xs.mean()) + region.left,
+            centroid_y_px=float(ys.mean()) + region.top,
+            outline_px=(outline + np.array([x0 - 1, y0 - 1])).astype(np.float32),
+            material=steps.material,
+            layers=layers,
+            layer_probabilities=ranked,
+            thickness_nm=layers * steps.layer_nm,
+            contrast_rgb=region.contrast_rgb,
+            off_ladder=off_ladder,
+            score=score,
+            touches_border=x0 == 0
+            or y0 == 0
+            or x0 + mask.shape[1] >= width
+            or y0 + mask.shape[0] >= height,
+        )
+
+
+def _class_of(layers: int) -> int:
+    return layers if layers < FIVE_CLASS else FIVE_CLASS if layers <= 6 else THICK_CLASS

@@ -1,0 +1,200 @@
+"""FlakeNet's joining of physics and network, with networks made by hand in place of the trained."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import inference.flakes.flakenet as flakenet
+from inference.api import BadImage, BadModel, Calibration
+from inference.engine import Card, Tensor, load_card
+from inference.flakes.evidence import CLASSES, PLANES
+from inference.flakes.flakenet import FlakeNetDetector, decoded
+from inference.flakes.ladder import Optics, ladder
+from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
+
+OUTPUTS = 4 * len(CLASSES) + 5
+NOMINAL = Calibration(90.0, (1.0, 1.0, 1.0), 0.0, "nominal")
+SETTINGS = DetectorSettings(min_area_um2=25.0)
+PIXEL_NM = 384.0
+WEIGHTS = Path(flakenet.__file__).parent.parent / "weights" / "flakenet.onnx"
+
+
+class ByEvidence:
+    """A network that believes the ladder's nearest rung, and nothing that is far from all."""
+
+    def __init__(self, oddity=-1.0, broken=None):
+        self.oddity, self.broken, self.seen = oddity, broken, []
+
+    @property
+    def card(self):
+        shape = (-1, PLANES, -1, -1)
+        tensor = Tensor(name="evidence", shape=shape, meaning="as the trained one's")
+        answer = Tensor(name="answer", shape=(-1, OUTPUTS, -1, -1), meaning="likewise")
+        return Card(
+            name="by hand", sha256="0" * 64, parameters=1, input=tensor, output=answer,
+            training_command="", training_data="", figures={}, licence="MIT",
+        )  # fmt: skip
+
+    def describe(self):
+        return "by hand"
+
+    def run(self, array):
+        self.seen.append(array.shape)
+        _, _, rows, columns = array.shape
+        answer = np.full((1, OUTPUTS, rows, columns), -8.0, dtype=np.float32)
+        logits = answer[0, : 4 * len(CLASSES)].reshape(4, len(CLASSES), rows, columns)
+        logits[:, :7] = -12.0 * array[0, 15:22]
+        logits[:, 7] = -8.0
+        answer[0, -1] = self.oddity
+        if self.broken == "nan":
+            answer[0, 0, 0, 0] = np.nan
+        return answer[:, :-1] if self.broken == "shape" else answer
+
+
+def painted(squares, shape=(384, 512), noise=0.7, seed=1):
+    """Squares of graphene, (x, y, side, layers), on bare substrate."""
+    steps = ladder("graphene", NOMINAL, Optics())
+    image = np.ones((*shape, 3)) * np.array([150.0, 120.0, 140.0])
+    for x, y, side, layers in squares:
+        image[y : y + side, x : x + side] *= 1.0 + steps.at(layers)
+    image += np.random.default_rng(seed).normal(0.0, noise, image.shape)
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+SQUARES = [(60, 60, 40, 1), (200, 80, 48, 2), (330, 200, 36, 3), (100, 250, 44, 4)]
+
+
+def test_finds_what_was_painted():
+    answer = FlakeNetDetector(ByEvidence(), SETTINGS).detect(painted(SQUARES), PIXEL_NM)
+    assert answer.in_distribution
+    assert len(answer.detections) == len(SQUARES)
+    for x, y, side, layers in SQUARES:
+        middle = x + side / 2, y + side / 2
+        (found,) = [
+            d for d in answer.detections
+            if abs(d.centroid_x_px - middle[0]) < 3 and abs(d.centroid_y_px - middle[1]) < 3
+        ]  # fmt: skip
+        assert found.layers == layers
+        assert found.layer_probabilities[0][0] == layers
+        assert 0.9 < sum(p for _, p in found.layer_probabilities) <= 1.0 + 1e-5
+        assert found.area_px == pytest.approx(side * side, rel=0.15)
+        assert found.material == "graphene"
+        assert 0.0 <= found.score <= 1.0
+
+
+def test_detections_are_ranked_and_apart():
+    found = FlakeNetDetector(ByEvidence(), SETTINGS).detect(painted(SQUARES), PIXEL_NM).detections
+    assert [d.score for d in found] == sorted((d.score for d in found), reverse=True)
+    covered = np.zeros((384, 512), dtype=int)
+    for d in found:
+        h, w = d.mask.shape
+        covered[d.box_y_px : d.box_y_px + h, d.box_x_px : d.box_x_px + w] += d.mask
+    assert covered.max() == 1
+
+
+def test_same_image_same_answer():
+    detector = FlakeNetDetector(ByEvidence(), SETTINGS)
+    one, two = (detector.detect(painted(SQUARES), PIXEL_NM) for _ in range(2))
+    assert [d.score for d in one.detections] == [d.score for d in two.detections]
+
+
+def test_an_odd_frame_is_left_to_physics_and_flagged():
+    image = painted(SQUARES)
+    view = FlakeNetDetector(ByEvidence(oddity=2.0), SETTINGS).view(image, PIXEL_NM)
+    physics = PhysicsDetector(SETTINGS).detect(image, PIXEL_NM)
+    assert view.is_physics
+    assert view.oddity == pytest.approx(2.0)
+    assert not view.answer.in_distribution
+    assert "physics only" in view.answer.reason
+    assert [d.score for d in view.answer.detections] == [d.score for d in physics.detections]
+
+
+def test_without_a_substrate_the_network_is_not_asked():
+    engine = ByEvidence()
+    black = np.zeros((256, 256, 3), dtype=np.uint8)
+    view = FlakeNetDetector(engine, SETTINGS).view(black, PIXEL_NM)
+    assert view.is_physics
+    assert not view.answer.in_distribution
+    assert engine.seen == []
+
+
+def test_dirt_is_no_flake():
+    class AllDirt(ByEvidence):
+        def run(self, array):
+            answer = super().run(array)
+            rows, columns = array.shape[2:]
+            logits = answer[0, : 4 * len(CLASSES)].reshape(4, len(CLASSES), rows, columns)
+            logits[:, 7] = np.where(np.abs(array[0, 15]) > 0.5, 20.0, -20.0)
+            return answer
+
+    image = painted(SQUARES)
+    assert PhysicsDetector(SETTINGS).detect(image, PIXEL_NM).detections
+    view = FlakeNetDetector(AllDirt(), SETTINGS).view(image, PIXEL_NM)
+    assert view.answer.detections == ()
+    assert view.dirt_share > 0.02
+
+
+def test_the_networks_own_regions_are_found():
+    """A faint terrace that the physics' gradients and thresholds pass over."""
+    faint = painted([(150, 120, 90, 0)])
+    ys, xs = slice(120, 210), slice(150, 240)
+
+    class SeesIt(ByEvidence):
+        def run(self, array):
+            answer = super().run(array)
+            rows, columns = array.shape[2:]
+            logits = answer[0, : 4 * len(CLASSES)].reshape(4, len(CLASSES), rows, columns)
+            logits[:, 1, ys.start // 4 : ys.stop // 4, xs.start // 4 : xs.stop // 4] = 30.0
+            return answer
+
+    assert PhysicsDetector(SETTINGS).detect(faint, PIXEL_NM).detections == ()
+    (found,) = FlakeNetDetector(SeesIt(), SETTINGS).detect(faint, PIXEL_NM).detections
+    assert found.layers == 1
+    assert found.centroid_x_px == pytest.approx(193.5, abs=2.5)
+    assert found.centroid_y_px == pytest.approx(163.5, abs=2.5)
+    assert found.mask.shape == pytest.approx((88, 88), abs=5)
+
+
+@pytest.mark.parametrize("broken", ["nan", "shape"])
+def test_a_broken_network_is_refused(broken):
+    with pytest.raises(BadModel):
+        FlakeNetDetector(ByEvidence(broken=broken), SETTINGS).detect(painted(SQUARES), PIXEL_NM)
+
+
+def test_not_an_image():
+    with pytest.raises(BadImage):
+        FlakeNetDetector(ByEvidence(), SETTINGS).detect(np.zeros((200, 200)), PIXEL_NM)
+
+
+def test_every_material_is_asked_for_once():
+    engine = ByEvidence()
+    settings = DetectorSettings(materials=("graphene", "hbn"))
+    FlakeNetDetector(engine, settings).detect(painted(SQUARES), PIXEL_NM)
+    assert len(engine.seen) == 2
+
+
+def test_decoding_puts_the_four_pixels_in_their_places():
+    answer = np.zeros((OUTPUTS, 8, 8), dtype=np.float32)
+    logits = answer[: 4 * len(CLASSES)].reshape(4, len(CLASSES), 8, 8)
+    logits[:, 0] = 10.0
+    for k, layers in enumerate((1, 2, 3, 4)):
+        logits[k, layers, 3, 5] = 20.0
+    answer[-1] = 0.25
+    found = decoded(answer, 16, 16)
+    assert found.best[6:8, 10:12].tolist() == [[1, 2], [3, 4]]
+    assert np.count_nonzero(found.best) == 4
+    assert found.oddity == pytest.approx(0.25)
+    shares = found.at(np.array([6, 7, 0]), np.array([11, 10, 0]))
+    assert shares[0, 2] > 0.99
+    assert shares[1, 3] > 0.99
+    assert shares[2, 0] == 1.0
+    assert np.allclose(shares.sum(axis=1), 1.0)
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="no trained weights in the tree")
+def test_card_and_weights_agree():
+    card = load_card(WEIGHTS)
+    assert card.input.shape == (-1, PLANES, -1, -1)
+    assert card.output.shape == (-1, OUTPUTS, -1, -1)
+    assert card.parameters <= 3_000_000
