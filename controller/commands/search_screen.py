@@ -151,8 +151,24 @@ def print_result(
         f"{finished.frames_received} frames, {finished.frames_missing} missing, "
         f"{finished.frames_unaccounted} unaccounted for"
     )
+    _print_focus(console, state)
     if card is not None and card.position_rms_um is not None:
         console.print(
             f"positions of found terraces: {card.position_rms_um:.2f} um RMS from the truth; "
             f"{card.duplicates} duplicates"
         )
+
+
+def _print_focus(console: Console, state: SearchState) -> None:
+    """Who focused, at what cost, and why the networks did not where they did not."""
+    points = state.focus_points
+    if not points:
+        return
+    by = Counter(point.method for point in points)
+    console.print(
+        f"focus measured {len(points)} times in {sum(point.frames for point in points)} frames: "
+        f"{by['few_frames']} by the networks, {by['sweep']} by sweeps"
+    )
+    doubts = Counter(point.doubt.partition(":")[0] for point in points if point.doubt)
+    for doubt, times in doubts.most_common(2):
+        console.print(f"  [dim]{times} x the networks did not know: {escape(doubt)}[/]")

@@ -229,7 +229,7 @@ def test_everything_wanted_is_found_where_it_is(smoke: tuple[Run, str]) -> None:
     assert card.duplicates == 0
     assert card.position_rms_um is not None
     assert card.position_rms_um <= 2.0
-    for word in ("recall", "precision", "scan-time bound", "tiles/min", "report"):
+    for word in ("recall", "precision", "scan-time bound", "tiles/min", "networks", "report"):
         assert word in printed
 
 
