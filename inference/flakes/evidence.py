@@ -40,6 +40,7 @@ GRID_PX = 4
 _GRID_STEP = 8  # the grid's sides are multiples of it: the network halves it three times
 _LAST_COUNTED = 6
 _MOST_THICK = 24  # points that stand for 7 layers to bulk
+_IN_CACHE = 16_384  # places compared at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,8 +104,7 @@ def evidence(half: ImageRGB, background: Background, steps: Rungs, full_scale: f
     size = np.sqrt(np.einsum("crw,crw->rw", mean, mean))
     _squeezed(nearest.min(axis=0), np.float32(0.03) + np.float32(0.1) * size, planes[22])
     _squeezed(wide, np.float32(0.15) * first, planes[23:26])
-    pooled = _class_distances(wide, steps)[:4]
-    _squeezed(pooled, scales[:4] / np.float32(3.0), planes[26:30])
+    _squeezed(_first_distances(wide, steps, 4), scales[:4] / np.float32(3.0), planes[26:30])
     largest = np.maximum(np.maximum(half[..., 0], half[..., 1]), half[..., 2])
     bright = (largest >= 0.96 * full_scale).astype(np.float32)
     if pad != (0, 0):
@@ -131,17 +131,37 @@ def _squeezed(values: FloatArray, scale: np.float32 | FloatArray, out: FloatArra
 def _class_distances(contrast: FloatArray, steps: Rungs) -> FloatArray:
     """Distance of each place from the nearest rung of each class but dirt, (7, rows, columns)."""
     flat = contrast.reshape(3, -1)
-    squares = np.einsum("cn,cn->n", flat, flat)
-    products = (np.float32(-2.0) * steps.points) @ flat  # (k, n)
-    products += np.einsum("kc,kc->k", steps.points, steps.points)[:, None]
     found = np.empty((7, flat.shape[1]), dtype=np.float32)
-    found[:5] = products[:5]
-    np.minimum(products[5], products[6], out=found[5])
-    np.min(products[7:], axis=0, out=found[6])
-    found += squares
+    for start in range(0, flat.shape[1], _IN_CACHE):
+        part = slice(start, start + _IN_CACHE)
+        squares = _squared_distances(flat[:, part], steps.points)  # (k, n)
+        found[:5, part] = squares[:5]
+        np.minimum(squares[5], squares[6], out=found[5, part])
+        np.min(squares[7:], axis=0, out=found[6, part])
     np.maximum(found, np.float32(0.0), out=found)
     np.sqrt(found, out=found)
     return found.reshape(7, *contrast.shape[1:])
+
+
+def _first_distances(contrast: FloatArray, steps: Rungs, count: int) -> FloatArray:
+    """Distance from the first rungs alone, (count, rows, columns)."""
+    squares = _squared_distances(contrast.reshape(3, -1), steps.points[:count])
+    found = np.sqrt(np.maximum(squares, np.float32(0.0)))
+    return np.asarray(found.reshape(count, *contrast.shape[1:]), dtype=np.float32)
+
+
+def _squared_distances(flat: FloatArray, points: FloatArray) -> FloatArray:
+    """(3, n) against (k, 3), as one product of (k, 5) and (5, n)."""
+    count, places = len(points), flat.shape[1]
+    left = np.empty((count, 5), dtype=np.float32)
+    left[:, :3] = np.float32(-2.0) * points
+    left[:, 3] = np.einsum("kc,kc->k", points, points)
+    left[:, 4] = 1.0
+    right = np.empty((5, places), dtype=np.float32)
+    right[:3] = flat
+    right[3] = 1.0
+    np.einsum("cn,cn->n", flat, flat, out=right[4])
+    return left @ right
 
 
 def _noise(one: FloatArray, other: FloatArray) -> np.float32:
