@@ -37,6 +37,7 @@ from inference.focus.posterior import believe, best_bracket_dof
 
 _COARSE_DOF = 40.0  # a range beyond this begins in the wide field
 _LOCATED_DOF = 5.0  # sigma at which the fine field takes over from the wide
+_UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
 
 
@@ -221,7 +222,8 @@ class ACNet:
             off = command.z_dof - belief.z_dof
             if abs(off) >= 2.0:
                 (above if off > 0 else below).append(abs(off))
-        return any(0.5 < a / b < 2.0 and max(a, b) < 10.0 for a in above for b in below)
+        most = 10.0 if belief.is_noise_white else _UNKNOWN_BRACKET_DOF + 1.0
+        return any(0.5 < a / b < 2.0 and max(a, b) < most for a in above for b in below)
 
     def _stig_off_dof(self, command: FocusCommand, belief: FocusBelief) -> float:
         if not self.limits.has_stigmator:
@@ -266,9 +268,8 @@ class ACNet:
         limits = self.limits
         z = belief.z_dof
         telling = best_bracket_dof(usable, belief, self.prior)
-        distance = min(
-            max(1.2 * belief.sigma_dof, telling, limits.least_bracket_dof), limits.most_bracket_dof
-        )
+        most = limits.most_bracket_dof if belief.is_noise_white else _UNKNOWN_BRACKET_DOF
+        distance = min(max(1.2 * belief.sigma_dof, telling, limits.least_bracket_dof), most)
         if limits.has_stigmator:
             # The line foci of what is left of the astigmatism should lie inside the bracket.
             distance = max(

@@ -34,7 +34,7 @@ from inference.focus.likelihood import (
 )
 
 _HALF_STEPS = 60  # of the first grid over the range
-_BAD_MISFIT = 1.7  # one run in thirty on a counted, unprocessed image
+_BAD_MISFIT = 0.9  # one run in ten on a counted, unprocessed image
 _PEDESTAL_LOG_SD = 1.5
 _UNKNOWN_LOG_SD = 0.4  # of the scale, where the image is not what the instrument was said to give
 _LEAST_GAIN = 3.0  # of log-evidence
