@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,8 @@ class FakeDriver:
     def __init__(self, broken=()):
         self.kept = {}
         self.done = []
+        self.thread = threading.local()
+        self.pending = []  # downloads, until somebody waits for them
         for name in vars(FakeDriver):
             if name.startswith("cu"):
                 setattr(self, name, self._word(name, broken))
@@ -55,6 +58,7 @@ class FakeDriver:
 
     def cuCtxSetCurrent(self, context):  # noqa: N802
         assert context.value == 11
+        self.thread.is_current = True
 
     def cuStreamCreate(self, out, flags):  # noqa: N802
         assert flags == 1
@@ -62,6 +66,8 @@ class FakeDriver:
 
     def cuStreamSynchronize(self, stream):  # noqa: N802
         assert stream.value == 12
+        while self.pending:
+            ctypes.memmove(*self.pending.pop(0))
 
     def cuMemAlloc_v2(self, out, size_bytes):  # noqa: N802
         self._memory(out, size_bytes)
@@ -76,10 +82,12 @@ class FakeDriver:
         del self.kept[address]
 
     def cuMemcpyHtoDAsync_v2(self, to, source, size_bytes, stream):  # noqa: N802
-        ctypes.memmove(to, source, size_bytes)
+        if not hasattr(self.thread, "is_current"):
+            return 201
+        return ctypes.memmove(to, source, size_bytes) and 0
 
     def cuMemcpyDtoHAsync_v2(self, to, source, size_bytes, stream):  # noqa: N802
-        ctypes.memmove(to, source, size_bytes)
+        self.pending.append((to, source, size_bytes))
 
     def cuGetErrorString(self, status, out):  # noqa: N802
         out._obj.value = b"an illegal memory access"

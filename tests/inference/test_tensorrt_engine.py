@@ -1,6 +1,7 @@
 """TensorRT: parsed and built for real where a package is; run on a stand-in, and on a GPU's own."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def test_buffers_are_kept(doubling, rtx, driver):
     for rows in (8, 8, 2, 8):
         engine.run(np.ones((rows, 4), np.float32))
     assert not [word for word in words.done if "Alloc" in word or "Free" in word]
+
+
+def test_buffers_that_are_outgrown_are_given_back(doubling, rtx, driver):
+    words = driver()
+    engine = TensorRTEngine(doubling, package=rtx, cuda=Cuda(words))
+    for rows in (4, 16, 64):
+        engine.run(np.ones((rows, 4), np.float32))
+        assert len(words.kept) == 4  # of input and answer, on both sides
+
+
+def test_runs_in_another_thread(engine):
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(engine.run, np.ones((2, 4), np.float32)).result()
+    assert np.array_equal(answer, np.full((2, 4), 2, np.float32))
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (4,), (MOST_BATCH + 1, 4), (0, 4)])
