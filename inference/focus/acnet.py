@@ -32,12 +32,15 @@ from inference.focus.api import (
     Measure,
     NextStep,
 )
-from inference.focus.likelihood import Prior
+from inference.focus.astigmatism import most_telling
+from inference.focus.likelihood import F64, Prior
 from inference.focus.posterior import believe, best_bracket_dof
+from inference.focus.spectrum import BandPower
 
 _COARSE_DOF = 40.0  # a range beyond this begins in the wide field
 _LOCATED_DOF = 5.0  # sigma at which the fine field takes over from the wide
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
+_DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
 
 
@@ -213,6 +216,8 @@ class ACNet:
             return False
         if self.limits.has_stigmator and belief.stig_sigma_dof > self.limits.most_stig_sigma_dof:
             return False
+        is_round = self.prior.astigmatism_dof <= 0.0
+        least, uneven = (2.0, 2.0) if is_round else (1.2, 2.5)
         above: list[float] = []
         below: list[float] = []
         for view in views:
@@ -220,10 +225,10 @@ class ACNet:
             if command.field_ratio != 1.0 or self._stig_off_dof(command, belief) > 1.5:
                 continue
             off = command.z_dof - belief.z_dof
-            if abs(off) >= 2.0:
+            if abs(off) >= least:
                 (above if off > 0 else below).append(abs(off))
         most = 10.0 if belief.is_noise_white else _UNKNOWN_BRACKET_DOF + 1.0
-        return any(0.5 < a / b < 2.0 and max(a, b) < most for a in above for b in below)
+        return any(1.0 / uneven < a / b < uneven and max(a, b) < most for a in above for b in below)
 
     def _stig_off_dof(self, command: FocusCommand, belief: FocusBelief) -> float:
         if not self.limits.has_stigmator:
@@ -252,6 +257,7 @@ class ACNet:
         if max(v.presence for v in views) < self.limits.least_presence:
             return "nothing in the field stands out of the noise"
         last = views[-1]
+        fineness = fineness_all_round if self.prior.astigmatism_dof > 0.0 else fineness_of_rings
         mine, spread = fineness(last)
         for other in views[:-1]:
             if other.pixel_ratio != last.pixel_ratio:
@@ -265,6 +271,8 @@ class ACNet:
         self, usable: Sequence[FocusView], views: Sequence[FocusView], belief: FocusBelief
     ) -> NextStep:
         """Look from the other side of focus than the frames that count most."""
+        if self.prior.astigmatism_dof > 0.0:
+            return self._telling(usable, views, belief)
         limits = self.limits
         z = belief.z_dof
         telling = best_bracket_dof(usable, belief, self.prior)
@@ -304,6 +312,28 @@ class ACNet:
                     break
         return self._bounded(command, "bracket", views, belief)
 
+    def _telling(
+        self, usable: Sequence[FocusView], views: Sequence[FocusView], belief: FocusBelief
+    ) -> NextStep:
+        """Look where a frame is expected to tell most about focus and astigmatism."""
+        limits = self.limits
+        z, last = belief.z_dof, views[-1].command
+        stigs = {(last.stig_x_dof, last.stig_y_dof)}
+        if limits.has_stigmator:
+            stigs.add((belief.stig_x_dof, belief.stig_y_dof))
+        low, high = self._range(views)
+        commands = [
+            FocusCommand(z + side * distance, *stig)
+            for stig in sorted(stigs)
+            for distance in _DISTANCES_DOF
+            for side in (-1.0, 1.0)
+            if low <= z + side * distance <= high
+        ]
+        if not commands:
+            return self._bounded(FocusCommand(z), "bracket", views, belief)
+        best, _ = most_telling(usable, self.prior, commands, has_stigmator=limits.has_stigmator)
+        return self._bounded(commands[best], "bracket", views, belief)
+
     def _range(self, views: Sequence[FocusView]) -> tuple[float, float]:
         """Commands that may be asked for: the limits, and no further out than a bracket needs."""
         first = views[0].command.z_dof
@@ -339,18 +369,34 @@ class ACNet:
         return GiveUp(start, belief, reason)
 
 
-def fineness(view: FocusView) -> tuple[float, float]:
+def fineness_of_rings(view: FocusView) -> tuple[float, float]:
     """Logarithm of gradient energy over the noise, gain left in, and its standard deviation."""
+    power, modes = view.levels[0].isotropic
+    found, spread = _gradient_energy(view.levels[0], power[:, None], modes[:, None])
+    return float(found[0]), float(spread[0])
+
+
+def fineness_all_round(view: FocusView) -> tuple[float, float]:
+    """As `fineness_of_rings`, the mean of the logarithms along all directions.
+
+    A line focus is sharp along one direction and worst across it: the mean is highest at the circle
+    of least confusion, where the energy itself is not.
+    """
     level = view.levels[0]
-    power, modes = level.isotropic
-    rings = np.arange(len(power))
+    found, spread = _gradient_energy(level, level.power, level.modes)
+    return float(found.mean()), float(np.sqrt(np.square(spread).mean() / len(spread)))
+
+
+def _gradient_energy(level: BandPower, power: F64, modes: F64) -> tuple[F64, F64]:
+    """Logarithm and its standard deviation, (directions,); power and modes (bands, directions)."""
+    rings = np.arange(len(power))[:, None]
     weight = modes * np.exp(2.0 * 0.22 * rings) * (rings < 14)
-    signal = float((weight * (power - level.floor)).sum())
-    variance = float((np.square(weight * level.floor) / modes).sum())
-    variance += float(weight.sum()) ** 2 * level.floor**2 / level.floor_modes
-    noise = math.sqrt(variance)
-    floored = max(signal, noise)
-    return math.log(floored), noise / floored
+    signal = (weight * (power - level.floor)).sum(axis=0)
+    variance = (np.square(weight * level.floor) / np.maximum(modes, 0.1)).sum(axis=0)
+    variance += np.square(weight.sum(axis=0) * level.floor) / level.floor_modes
+    noise = np.sqrt(variance)
+    floored = np.maximum(signal, noise)
+    return np.log(floored), noise / floored
 
 
 def _remark(views: Sequence[FocusView]) -> str:

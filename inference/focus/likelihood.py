@@ -243,6 +243,7 @@ class Fit:
     chi2: F64  # (g,)
     log_object: F32  # (cells, g)
     noise: F32  # (k or 1, cells or 1, g or 1)
+    residual: F32  # (k, cells, g), half of whose squares is the robust part of `cost`
 
 
 def fitted(group: Cells, m2: F32, radius: F32, prior: Prior) -> Fit:
@@ -323,7 +324,7 @@ def fitted(group: Cells, m2: F32, radius: F32, prior: Prior) -> Fit:
         cost -= 0.5 * math.log(q_precision) * len(group.ring)
     cost += 0.5 * np.log(known).sum(axis=0, dtype=np.float64)
     chi2 = np.minimum(norm, 25.0).sum(axis=(0, 1), dtype=np.float64)
-    return Fit(cost, chi2, log_s, noise)
+    return Fit(cost, chi2, log_s, noise, np.copysign(np.sqrt(2.0 * loss), r))
 
 
 def variance_of(share: F32, group: Cells, x: F32, radius: F32, prior: Prior) -> F32:

@@ -58,6 +58,8 @@ def believe(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
 
 @functools.lru_cache(maxsize=32)
 def _believed(views: tuple[FocusView, ...], prior: Prior) -> FocusBelief:
+    if prior.astigmatism_dof > 0 and len(views) > 1:
+        return believe_astigmatic(views, prior)
     summed = coadded(views)
     round_belief, log_evidence = _round_belief(summed, prior)
     if round_belief.misfit > _BAD_MISFIT and prior.pedestal_log_sd <= 0.0:
@@ -68,11 +70,8 @@ def _believed(views: tuple[FocusView, ...], prior: Prior) -> FocusBelief:
         )
         again, log_evidence_again = _round_belief(summed, unknown)
         if log_evidence_again > log_evidence + _LEAST_GAIN:
-            round_belief, prior = again, unknown
-    if prior.astigmatism_dof <= 0 or len(views) < 2:
-        return round_belief
-    before = _believed(views[:-1], prior) if len(views) > 2 else None
-    return believe_astigmatic(summed, prior, round_belief, before)
+            return again
+    return round_belief
 
 
 def believe_round(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
