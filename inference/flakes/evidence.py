@@ -37,6 +37,12 @@ PLANES = 33
 GRID_PX = 4
 """Pixels of the photograph along one side of a place of the grid."""
 
+NO_CONTENT = 0.1
+"""Share of anything but substrate at a place below which there is nothing to see."""
+
+LEAST_CONTENT = 0.02
+"""What a bare place counts for where oddity is averaged over what there is to see."""
+
 _GRID_STEP = 8  # the grid's sides are multiples of it: the network halves it three times
 _LAST_COUNTED = 6
 _MOST_THICK = 24  # points that stand for 7 layers to bulk

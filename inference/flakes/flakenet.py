@@ -39,6 +39,8 @@ from inference.flakes.evidence import (
     CLASSES,
     DIRT_CLASS,
     FIVE_CLASS,
+    LEAST_CONTENT,
+    NO_CONTENT,
     THICK_CLASS,
     evidence,
     rungs_of,
@@ -112,13 +114,16 @@ def decoded(answer: FloatArray, height: int, width: int) -> Posterior:
     for k in range(4):
         best[2 * y + k // 2, 2 * x + k % 2] = winner[:, k]
     borders = answer[_LOGITS : _LOGITS + 4].reshape(4, -1)[:, looked_at].T
-    inside = answer[-1, : -(-height // 2), : -(-width // 2)]
+    there = np.zeros(rows * columns, dtype=np.float32)
+    there[looked_at] = 1.0 - shares[:, :, 0].mean(axis=1)
+    there[there <= NO_CONTENT] = 0.0
+    content = there.reshape(rows // 8, 8, columns // 8, 8).mean(axis=(1, 3)) + LEAST_CONTENT
     return Posterior(
         best=best[:height, :width],
         places=places.reshape(rows, columns),
         shares=np.ascontiguousarray(shares, dtype=np.float32),
         borders=np.asarray(1.0 / (1.0 + np.exp(-borders)), dtype=np.float32),
-        oddity=float(inside.mean()),
+        oddity=float((content * answer[-1, ::8, ::8]).sum() / content.sum()),
     )
 
 

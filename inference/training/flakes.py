@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn import functional
 
 from inference.engine import Card, Tensor, card_path
-from inference.flakes.evidence import CLASSES, PLANES
+from inference.flakes.evidence import CLASSES, LEAST_CONTENT, NO_CONTENT, PLANES
 from inference.training.flake_examples import IGNORED, Example
 
 _LOG = logging.getLogger(__name__)
@@ -238,10 +238,23 @@ def _loss(answer: torch.Tensor, batch: _Batch) -> torch.Tensor:
         batch.borders,
         weight=ordinary * (1.0 + 3.0 * batch.borders),
     )
-    oddity = functional.binary_cross_entropy_with_logits(
-        answer[:, -1].mean(dim=(1, 2)), batch.strange
-    )
+    oddity = functional.binary_cross_entropy_with_logits(_frame_oddity(answer), batch.strange)
     return loss + 0.5 * borders + 0.1 * oddity
+
+
+def _content(answer: torch.Tensor) -> torch.Tensor:
+    """How much there is to see around each of the deepest places, (n, h / 8, w / 8)."""
+    count, _, rows, columns = answer.shape
+    logits = answer[:, :_CLASS_LOGITS].detach().reshape(count, 4, len(CLASSES), rows, columns)
+    there = 1.0 - logits.softmax(dim=2)[:, :, 0].mean(dim=1)
+    there = there * (there > NO_CONTENT)
+    return functional.avg_pool2d(there, 8) + LEAST_CONTENT
+
+
+def _frame_oddity(answer: torch.Tensor) -> torch.Tensor:
+    """Mean oddity of what there is to see, (n,): bare substrate is ordinary in any frame."""
+    weights = _content(answer)
+    return (weights * answer[:, -1, ::8, ::8]).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
 
 
 def train(
@@ -352,8 +365,10 @@ def _calibrate(module: FlakeNetModule, checks: _Shelf, recipe: Recipe) -> dict[s
     logits, classes, odd = [], [], []
     for n, planes in _in_parts(checks, len(checks)):
         answer = module(planes)
-        deep = module.distance(module.deepest(planes))
-        odd.append((float(answer[:, -1].mean()), float(deep.mean()), float(checks.strange[n])))
+        weights = _content(answer)
+        deep = module.distance(module.deepest(planes))[:, 0]
+        far = float((weights * deep).sum() / weights.sum())
+        odd.append((float(_frame_oddity(answer)), far, float(checks.strange[n])))
         truth = _by_four(checks.classes[n : n + 1, None])[:, 0].long()
         scores = answer[:, :_CLASS_LOGITS].reshape(4, len(CLASSES), *answer.shape[2:])
         scores = scores.permute(0, 2, 3, 1).reshape(-1, len(CLASSES))
