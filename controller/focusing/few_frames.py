@@ -116,7 +116,7 @@ class FewFrames:
                 command = self._command(at, here)
                 if self.window_px > 0 and window is None:
                     window = await loop.run_in_executor(
-                        thread, telling_window, frame.pixels, self.window_px
+                        thread, telling_window, frame.pixels, self.window_px, frame.bit_depth
                     )
                 view = await loop.run_in_executor(thread, self._seen, frame, command, window)
                 views.append(view)

@@ -35,7 +35,7 @@ _DOUBT_SIGMAS: Final = 5.0  # of the surface's own, beyond which a focus is not 
 _DOUBT_DOF: Final = 0.75
 _FIELD_DOF: Final = 0.06  # one sigma of what one square of a field says about a point of the chip
 # Of the few-frame focus, in its own units: see controller.focusing.optics.
-_MOST_FRAMES: Final = 12
+_MOST_FRAMES: Final = 8  # then the sweep: it needs no more than that where focus is expected
 _NEAR_PROBE, _FAR_PROBE = 4.0, 10.0
 _WINDOW_PX, _FAR_WINDOW_PX = 512, 1_024
 _FAR_UNITS: Final = 40.0

@@ -6,7 +6,8 @@ from the first frame, however blurred, and kept: two frames can be compared only
 same.
 
 Structure is the energy of the differences between blocks, less what noise alone gives them (the
-median over all squares, since most are empty). What changes by a constant slope is shading.
+median over all blocks, since most are empty). What changes by a constant slope is shading. Blocks
+in and around saturated ones do not count: an edge that is cut off blurs like no optics does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from inference.focus.spectrum import Grey
 
 _BLOCK_PX = 8
 _STRIDE_BLOCKS = 4
+_SATURATED_RATIO = 0.9  # of full scale, of a block's mean
+_GLARE_BLOCKS = 9  # side of the square around a saturated block that is left out: 36 px each way
 _MIDDLE_RATIO = 1.15  # how much more another square must show than the one in the middle
 
 
@@ -42,10 +45,11 @@ def middle_window(shape_px: tuple[int, int], side_px: int) -> Window:
     return Window((h_px - side_px) // 2, (w_px - side_px) // 2, side_px)
 
 
-def telling_window(pixels: Grey, side_px: int) -> Window:
+def telling_window(pixels: Grey, side_px: int, bit_depth: int = 0) -> Window:
     """The square of that side which shows most; the middle one unless another is clearly better.
 
-    pixels: (h, w) or (h, w, 3). The whole frame's smaller side where side_px is larger.
+    pixels: (h, w) or (h, w, 3). The whole frame's smaller side where side_px is larger. bit_depth
+    0: nothing is taken for saturated.
     """
     h_px, w_px = pixels.shape[:2]
     side_px = min(side_px, h_px, w_px)
@@ -65,6 +69,9 @@ def telling_window(pixels: Grey, side_px: int) -> Window:
     rough[:, 1:-1] += np.square(small[:, 2:] - 2.0 * small[:, 1:-1] + small[:, :-2])
     rough[1:-1] += np.square(small[2:] - 2.0 * small[1:-1] + small[:-2])
     rough = np.maximum(rough - np.float32(np.median(rough)), 0.0)
+    if bit_depth > 0:
+        glare = (small > _SATURATED_RATIO * (2**bit_depth - 1)).astype(np.uint8)
+        rough[cv2.dilate(glare, np.ones((_GLARE_BLOCKS, _GLARE_BLOCKS), np.uint8)) > 0] = 0.0
     # The fine level sees half of the square's side, and a Hann window its middle.
     weight = np.hanning(2 * half + 2)[1:-1].astype(np.float32)
     seen = cv2.sepFilter2D(rough, cv2.CV_32F, weight, weight, borderType=cv2.BORDER_CONSTANT)

@@ -49,7 +49,7 @@ from inference.focus.likelihood import Prior
 from inference.focus.metrics import METRICS
 
 _ROBUST: Final = (sharpness("gradient-energy"), sharpness("tenengrad", 1.0))
-_BLUR_LOG_SD: Final = 0.25  # of the blur a step: nobody measured it
+_BLUR_LOG_SD: Final = 0.5  # of the blur a step: nobody measured it
 
 
 def stack_rows(
