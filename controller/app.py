@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,34 +20,18 @@ from shapely.geometry import Polygon
 
 import inference
 from controller.errors import BadSettings
+from controller.eyes import SearchEyes
 from controller.focusing.few_frames import FewFrames
-from controller.messages import CalibrationFitted
 from controller.record import rundir
 from controller.safety import Envelope
-from controller.search.report import Ladder
 from controller.search.scorecard import TruthTerrace
-from controller.search.state import SearchState
 from controller.settings import InferenceSettings, Settings, validated
-from drivers.api import Instrument, Objective, Pixels
+from drivers.api import Instrument, Pixels
 from drivers.replay import ReplayMicroscope, ReplaySettings
-from inference.api import (
-    Calibration,
-    FlakeDetector,
-    FocusEstimator,
-    ModelError,
-    NoEngine,
-    SharpnessMeasure,
-)
+from inference.api import ModelError, NoEngine
 from inference.engine import Engine
 from inference.engine_cache import EngineCache, default_folder
-from inference.flakes import ladder as ladders
-from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
-from inference.flakes.physics_detector import (
-    DetectorSettings,
-    PhysicsDetector,
-    calibrate,
-    checked_image,
-)
+from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, checked_image
 from inference.focus.acnet import ACNet, Limits
 from inference.focus.aenet import AENet
 from inference.focus.gradient import GradientSharpness
@@ -60,60 +44,6 @@ from simulator.clock import VirtualTimeLoop
 from simulator.flake_frames import labelled_frame
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
 from simulator.sem import SemSettings, SimulatedSem
-
-
-@dataclass(frozen=True, slots=True)
-class PhysicsEyes:
-    """Focus by sharpness and parabola, flakes by thin-film physics: no training."""
-
-    settings: DetectorSettings
-    sharpness: SharpnessMeasure = field(default_factory=GradientSharpness)
-    estimator: FocusEstimator = field(default_factory=InverseParabola)
-    # None: focus by sweeps alone
-    aenet: AENet | None = field(default_factory=lambda: AENet(focus_engine(InferenceSettings())))
-
-    def _for(self, objective: Objective) -> DetectorSettings:
-        return self.settings.model_copy(update={"numerical_aperture": objective.numerical_aperture})
-
-    def detector(
-        self, objective: Objective, calibrations: Sequence[CalibrationFitted]
-    ) -> FlakeDetector:
-        """The colours that this lens should show, under the fitted or the nominal calibration."""
-        settings = self._for(objective)
-        if not calibrations:
-            return PhysicsDetector(settings)
-        fitted = [
-            SubstrateCalibration(
-                c.substrate_rgb,
-                Calibration(c.oxide_nm, c.gain_rgb, c.confidence, c.source),
-                c.index_curves,
-            )
-            for c in calibrations
-        ]
-        if objective.name != calibrations[0].objective:
-            # Another lens shows the bare substrate a little differently: no drift to look for.
-            curves = {**settings.index_curves, **dict(fitted[0].index_curves)}
-            settings = settings.model_copy(update={"index_curves": curves})
-            return PhysicsDetector(settings, fitted[0].calibration)
-        return PhysicsDetector(settings, fitted)
-
-    def calibrate(
-        self, images: Sequence[Pixels], objective: Objective, bit_depth: int
-    ) -> Sequence[CalibrationFitted]:
-        """One calibration for each kind of substrate, the commonest first."""
-        fitted = calibrate(images, self._for(objective), objective.pixel_size_nm, bit_depth)
-        return [
-            CalibrationFitted(
-                f.calibration.oxide_nm,
-                f.calibration.gain_rgb,
-                f.calibration.confidence,
-                f.calibration.source,
-                f.substrate_rgb,
-                objective.name,
-                f.index_curves,
-            )
-            for f in fitted
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,32 +143,14 @@ def loop_factory(settings: Settings, file: str) -> Callable[[], asyncio.Abstract
     return partial(VirtualTimeLoop, charges_compute=settings.run.clock == "virtual")
 
 
-def eyes(chosen: SetUp, say: Callable[[str], None]) -> PhysicsEyes:
-    """What the search sees with; `say` hears what could not be had."""
-    if chosen.settings.focus.method == "sweep":
-        return PhysicsEyes(chosen.detector, aenet=None)
-    return PhysicsEyes(chosen.detector, aenet=AENet(focus_engine(chosen.settings.inference, say)))
-
-
-def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladder]:
-    """The contrast curves that the report draws behind every measured colour."""
-    fitted = state.calibration
-    calibration = nominal_calibration(detector.oxide_nm)
-    if fitted is not None:
-        calibration = Calibration(
-            fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source
-        )
-        index_curves = {**detector.index_curves, **dict(fitted.index_curves)}
-        detector = detector.model_copy(update={"index_curves": index_curves})
-    curves = []
-    for material in detector.materials:
-        curve = ladders.ladder(material, calibration, detector.optics)
-        layers = np.asarray(curve.thickness_layers, dtype=np.float64)
-        shown = layers <= 12.0
-        curves.append(
-            Ladder(material, layers[shown], np.asarray(curve.contrast_rgb, np.float64)[shown])
-        )
-    return curves
+def eyes(
+    settings: Settings, detector: DetectorSettings, say: Callable[[str], None] | None = None
+) -> SearchEyes:
+    """What a search sees with; `say` hears what could not be had."""
+    aenet = None
+    if settings.focus.method == "few_frames":
+        aenet = AENet(focus_engine(settings.inference, say))
+    return SearchEyes(detector, PhysicsDetector, GradientSharpness(), InverseParabola(), aenet)
 
 
 def true_terraces(instrument: Instrument) -> tuple[TruthTerrace, ...] | None:

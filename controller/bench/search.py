@@ -176,7 +176,7 @@ def searched(tables: Mapping[str, Any], parent: Path) -> Outcome:
         )
         journal.append([started])
         advance(state, started)
-        eyes = app.PhysicsEyes(detector)
+        eyes = app.eyes(settings, detector)
         search = Search(settings, instrument, eyes, state, journal, frames, _Nobody())
         with asyncio.Runner(loop_factory=app.loop_factory(settings, "bench")) as runner:
             result = runner.run(search.run())

@@ -17,6 +17,7 @@ from controller.app import SetUp
 from controller.commands.overrides import overridden, with_words, words_in
 from controller.commands.search_screen import SearchProgress, print_result
 from controller.errors import BadSettings, ControllerError
+from controller.eyes import report_ladders
 from controller.geometry import CameraGeometry, footprint_um
 from controller.messages import CatalogueEntry, RunStarted
 from controller.record import rundir
@@ -96,7 +97,11 @@ def _search(run: rundir.RunDir, chosen: SetUp, console: Console) -> int:
                 for row in card[0].rows
             )
 
-        eyes = app.eyes(chosen, lambda words: console.print(f"[yellow]{escape(words)}[/]"))
+        eyes = app.eyes(
+            settings,
+            chosen.detector,
+            lambda words: console.print(f"[yellow]{escape(words)}[/]"),
+        )
         try:
             with SearchProgress(console, settings.run.clock) as progress:
                 search = Search(settings, instrument, eyes, state, journal, frames, progress)
@@ -111,7 +116,7 @@ def _search(run: rundir.RunDir, chosen: SetUp, console: Console) -> int:
                         frames,
                         instrument.turret.objectives,
                         instrument.camera.shape_px,
-                        app.report_ladders(chosen.detector, state),
+                        report_ladders(chosen.detector, state),
                         None if terraces is None else truth,
                         progress.note,
                     )

@@ -171,7 +171,7 @@ def searched(
         started = RunStarted(run.path.name, "small", "", {}, {}, "", len(state.sessions))
         journal.append([started])
         advance(state, started)
-        eyes = app.PhysicsEyes(detector)
+        eyes = app.eyes(settings, detector)
         search = Search(settings, instrument, eyes, state, journal, frames, watch)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(clock, "time", SimpleNamespace(perf_counter_ns=lambda: 0))

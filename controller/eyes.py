@@ -1,0 +1,102 @@
+"""Between the search and the networks: the facts of a run, in the detector's own words.
+
+The journal knows `CalibrationFitted`, the detector a `SubstrateCalibration`; which detector it is,
+and for which lens, is decided here from what was handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from controller.messages import CalibrationFitted
+from controller.search.report import Ladder
+from controller.search.state import SearchState
+from drivers.api import Objective, Pixels
+from inference.api import Calibration, FlakeDetector, FocusEstimator, SharpnessMeasure
+from inference.flakes import ladder as ladders
+from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
+from inference.flakes.physics_detector import DetectorSettings, calibrate
+from inference.focus.aenet import AENet
+
+# One calibration, or one for each kind of substrate; None: the nominal one.
+Calibrations: TypeAlias = Calibration | Sequence[SubstrateCalibration] | None
+MakeDetector: TypeAlias = Callable[[DetectorSettings, Calibrations], FlakeDetector]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchEyes:
+    """`controller.search.ports.Eyes`, made of what the composition root chose."""
+
+    settings: DetectorSettings
+    make_detector: MakeDetector
+    sharpness: SharpnessMeasure
+    estimator: FocusEstimator
+    aenet: AENet | None  # None: focus by sweeps alone
+
+    def _for(self, objective: Objective) -> DetectorSettings:
+        return self.settings.model_copy(update={"numerical_aperture": objective.numerical_aperture})
+
+    def detector(
+        self, objective: Objective, calibrations: Sequence[CalibrationFitted]
+    ) -> FlakeDetector:
+        """The colours that this lens should show, under the fitted or the nominal calibration."""
+        settings = self._for(objective)
+        if not calibrations:
+            return self.make_detector(settings, None)
+        fitted = [
+            SubstrateCalibration(
+                c.substrate_rgb,
+                Calibration(c.oxide_nm, c.gain_rgb, c.confidence, c.source),
+                c.index_curves,
+            )
+            for c in calibrations
+        ]
+        if objective.name != calibrations[0].objective:
+            # Another lens shows the bare substrate a little differently: no drift to look for.
+            curves = {**settings.index_curves, **dict(fitted[0].index_curves)}
+            settings = settings.model_copy(update={"index_curves": curves})
+            return self.make_detector(settings, fitted[0].calibration)
+        return self.make_detector(settings, fitted)
+
+    def calibrate(
+        self, images: Sequence[Pixels], objective: Objective, bit_depth: int
+    ) -> Sequence[CalibrationFitted]:
+        """One calibration for each kind of substrate, the commonest first."""
+        fitted = calibrate(images, self._for(objective), objective.pixel_size_nm, bit_depth)
+        return [
+            CalibrationFitted(
+                f.calibration.oxide_nm,
+                f.calibration.gain_rgb,
+                f.calibration.confidence,
+                f.calibration.source,
+                f.substrate_rgb,
+                objective.name,
+                f.index_curves,
+            )
+            for f in fitted
+        ]
+
+
+def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladder]:
+    """The contrast curves that the report draws behind every measured colour."""
+    fitted = state.calibration
+    calibration = nominal_calibration(detector.oxide_nm)
+    if fitted is not None:
+        calibration = Calibration(
+            fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source
+        )
+        index_curves = {**detector.index_curves, **dict(fitted.index_curves)}
+        detector = detector.model_copy(update={"index_curves": index_curves})
+    curves = []
+    for material in detector.materials:
+        curve = ladders.ladder(material, calibration, detector.optics)
+        layers = np.asarray(curve.thickness_layers, dtype=np.float64)
+        shown = layers <= 12.0
+        curves.append(
+            Ladder(material, layers[shown], np.asarray(curve.contrast_rgb, np.float64)[shown])
+        )
+    return curves
