@@ -25,6 +25,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -453,16 +454,19 @@ def export(
     path = out / "flakenet.onnx"
     rows, columns = fixed or (64, 64)
     axes = {0: "n"} if fixed else {0: "n", 2: "rows", 3: "columns"}
-    torch.onnx.export(
-        copy.deepcopy(module).cpu().float().eval(),
-        (torch.zeros(1, PLANES, rows, columns),),
-        str(path),
-        input_names=["evidence"],
-        output_names=["answer"],
-        dynamic_axes={"evidence": axes, "answer": axes},
-        opset_version=17,
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        # The newer exporter needs one more package and folds no normalisation.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            copy.deepcopy(module).cpu().float().eval(),
+            (torch.zeros(1, PLANES, rows, columns),),
+            str(path),
+            input_names=["evidence"],
+            output_names=["answer"],
+            dynamic_axes={"evidence": axes, "answer": axes},
+            opset_version=17,
+            dynamo=False,
+        )
     side = fixed or (-1, -1)
     card = Card(
         name="FlakeNet",
