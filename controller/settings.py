@@ -105,6 +105,7 @@ class FocusSettings(Section):
     start_sigma_um: float = Field(default=25.0, gt=0.0, le=5_000.0)  # how far off it may stand
     range_dof: float = Field(default=25.0, gt=0.0, le=200.0)  # few-frame focus: how far it may be
     seed_points: int = Field(default=4, ge=1, le=100)  # before the scan
+    most_seed_points: int = Field(default=10, ge=1, le=100)  # where the chip is not as expected
     # During the scan: when the surface is less sure than this, or after so many tiles anyway ...
     refresh_sigma_dof: float = Field(default=0.35, gt=0.0, le=10.0)
     most_tiles_between: int = Field(default=200, ge=25, le=100_000)

@@ -68,6 +68,8 @@ BENCHES: Final = _table(
     Bench("search", "a whole simulated search: share of the scan-time bound, recall, positions"),
     Bench("chips", "searches over four crystals on two oxides: recall and precision per layer"),
     Bench("crash", "kill -9 at random instants of a search, and resume: what is lost"),
+    Bench("flakes", "flake detection against its rivals, on real and on simulated photographs"),
+    Bench("search_focus", "the same chips focused by the networks and by sweeps: frames, minutes"),
     Bench("focus", "few-frame focus against every rival: success, error, frames, dose, harm"),
 )
 

@@ -72,8 +72,8 @@ class Plan:
     """How many objects are asked what."""
 
     ours: int  # each condition not named below
-    astigmatic: int  # its estimate takes several times as long
-    no_stigmator: int  # as long again, and it seldom ends early
+    astigmatic: int
+    no_stigmator: int
     known: int  # two more runs each, to learn from
     other_objects: int  # kinds of object that no bar is about
     rivals: int  # the first condition
@@ -96,8 +96,8 @@ class Plan:
         return self.other_objects if condition in OTHER_OBJECTS else self.ours
 
 
-QUICK: Final = Plan(10, 4, 1, 10, 10, rivals=8, rivals_elsewhere=1, measures=8)
-FULL: Final = Plan(2_000, 1_000, 40, 1_000, 400, rivals=300, rivals_elsewhere=80, measures=80)
+QUICK: Final = Plan(10, 8, 8, 10, 10, rivals=8, rivals_elsewhere=1, measures=8)
+FULL: Final = Plan(2_000, 2_000, 1_000, 1_000, 400, rivals=300, rivals_elsewhere=80, measures=80)
 
 
 def measure(quick: bool, seed: int) -> list[Row]:

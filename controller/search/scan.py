@@ -73,7 +73,12 @@ class Scan:
         session.enter("focus", wanted, seeded)
         tries = 0
         failed: set[int] = set()
-        while seeded < wanted and tries < wanted + FOCUS_TRIES:
+        # A chip that is bent more than the seeds could tell gets more of them, one at a time,
+        # until one lies where it was expected.
+        most = min(max(wanted, settings.focus.most_seed_points), len(session.tiles))
+        enough_um = settings.focus.refresh_sigma_dof * objective.depth_of_field_um()
+        is_surprised = False
+        while (seeded < wanted or (is_surprised and seeded < most)) and tries < most + FOCUS_TRIES:
             tries += 1
             candidates = [t for t in self._focus_candidates() if t.index not in failed]
             if not candidates or self._focus.surface is None:
@@ -83,14 +88,21 @@ class Scan:
             )
             if choice is None:
                 break
-            tile = candidates[choice]
+            tile, before = candidates[choice], self._focus.surface
             await self._focus.go(tile.x_um, tile.y_um, objective)
             z_um, sigma_um = self._focus.expected_z_um(tile.x_um, tile.y_um, objective)
             result = await self._focus.autofocus("seed", tile.x_um, tile.y_um, z_um, sigma_um)
             failed.add(tile.index)
             if result.is_focused:
                 seeded += 1
-                session.watcher.step("focus", seeded, session.now_s())
+                point = state.focus_points[-1]
+                off_um = (
+                    point.focus_z_um
+                    - objective.parfocal_z_um
+                    - before.at(point.stage_x_um, point.stage_y_um, point.at_s).z_um
+                )
+                is_surprised = abs(off_um) > enough_um
+                session.watcher.step("focus", min(seeded, wanted), session.now_s())
             else:
                 session.post(Skipped(f"focus seed at tile {tile.index}", result.reason))
 
