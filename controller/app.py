@@ -20,7 +20,7 @@ from shapely.geometry import Polygon
 
 import inference
 from controller.errors import BadSettings
-from controller.eyes import SearchEyes
+from controller.eyes import MakeDetector, SearchEyes
 from controller.focusing.few_frames import FewFrames
 from controller.record import rundir
 from controller.safety import Envelope
@@ -31,6 +31,7 @@ from drivers.replay import ReplayMicroscope, ReplaySettings
 from inference.api import ModelError, NoEngine
 from inference.engine import Engine
 from inference.engine_cache import EngineCache, default_folder
+from inference.flakes.flakenet import FlakeNetDetector
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, checked_image
 from inference.focus.acnet import ACNet, Limits
 from inference.focus.aenet import AENet
@@ -149,8 +150,9 @@ def eyes(
     """What a search sees with; `say` hears what could not be had."""
     aenet = None
     if settings.focus.method == "few_frames":
-        aenet = AENet(focus_engine(settings.inference, say))
-    return SearchEyes(detector, PhysicsDetector, GradientSharpness(), InverseParabola(), aenet)
+        aenet = AENet(open_network("aenet", settings.inference, say))
+    make_detector = flake_detector(settings.inference, say)
+    return SearchEyes(detector, make_detector, GradientSharpness(), InverseParabola(), aenet)
 
 
 def true_terraces(instrument: Instrument) -> tuple[TruthTerrace, ...] | None:
@@ -247,11 +249,14 @@ def open_engine(
     return OnnxEngine(model)
 
 
-def focus_engine(
-    wanted: InferenceSettings, say: Callable[[str], None] | None = None
+def open_network(
+    name: str, wanted: InferenceSettings, say: Callable[[str], None] | None = None
 ) -> Engine | None:
-    """The network of AENet; None: no runtime, or the weights are not there."""
-    model = next((model for model in models() if model.stem == "aenet"), None)
+    """A network by its name; None: no weights are here, or nothing runs them.
+
+    Raises NoEngine where a runtime was asked for by name and is not here, BadModel.
+    """
+    model = next((model for model in models() if model.stem == name), None)
     if model is None:
         return None
     try:
@@ -260,8 +265,23 @@ def focus_engine(
         if wanted.engine != "auto":
             raise
         if say is not None:
-            say(f"aenet: physics only, because {error}")
+            say(f"{name}: physics only, because {error}")
         return None
+
+
+def flake_detector(
+    wanted: InferenceSettings, say: Callable[[str], None] | None = None
+) -> MakeDetector:
+    """FlakeNet with the physics, or the physics alone. Raises NoEngine, BadModel."""
+    if wanted.flakes == "physics":
+        return PhysicsDetector
+    engine = open_network("flakenet", wanted, say)
+    if engine is not None:
+        return partial(FlakeNetDetector, engine)
+    if wanted.flakes == "network":
+        message = "the network is not in inference/weights: scopeloop train flakes makes it"
+        raise NoEngine(message)
+    return PhysicsDetector
 
 
 def few_frames(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -99,6 +99,10 @@ def evaluate_flakes(
     score_cut: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="least score for precision and recall")
     ] = 0.0,
+    detector: Annotated[
+        Literal["auto", "network", "physics"],
+        typer.Option(help="auto: FlakeNet where its weights are, else the physics alone"),
+    ] = "auto",
     pixel_size_nm: Annotated[float, typer.Option(min=1.0, max=100_000.0)] = 384.0,
     materials: Annotated[str, typer.Option(help="comma-separated")] = "graphene",
     oxide_nm: Annotated[float, typer.Option(min=1.0, max=1_000.0)] = 90.0,
@@ -115,6 +119,7 @@ def evaluate_flakes(
         predictions=predictions,
         ignore=ignore,
         score_cut=score_cut,
+        detector=detector,
         pixel_size_nm=pixel_size_nm,
         materials=tuple(part.strip() for part in materials.split(",") if part.strip()),
         oxide_nm=oxide_nm,

@@ -116,10 +116,13 @@ class FocusSettings(Section):
 
 
 class InferenceSettings(Section):
-    """What runs the networks."""
+    """Which networks look, and what runs them."""
 
     # auto: TensorRT where a GPU and a package for it are there, else onnxruntime.
     engine: Literal["auto", "tensorrt", "onnx"] = "auto"
+    # network: FlakeNet with the physics; physics: thin-film contrast alone; auto: FlakeNet where
+    # its weights and a runtime are there.
+    flakes: Literal["auto", "network", "physics"] = "auto"
 
 
 class OverviewSettings(Section):

@@ -26,6 +26,8 @@ def examine(config: Path | None, console: Console) -> None:
     table.add_row("free disk here", f"{free_gib:.1f} GiB")
     for engine in app.engines():
         table.add_row(engine.name, engine.version or f"[yellow]none[/]: {escape(engine.lack)}")
+    names = ", ".join(model.stem for model in app.models())
+    table.add_row("networks", names or "none: physics only")
     console.print(table)
     if config is None:
         return

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
 from controller import app
 from controller.commands.screen import bar, publish
 from controller.record import rundir
+from controller.settings import InferenceSettings
 from inference.flakes.contact_sheet import write_sheets
 from inference.flakes.evaluate import evaluate_folder
 from inference.flakes.masks import images_in
@@ -22,6 +24,7 @@ def score_flakes(
     predictions: Path | None,
     ignore: Path | None,
     score_cut: float,
+    detector: Literal["auto", "network", "physics"],
     pixel_size_nm: float,
     materials: tuple[str, ...],
     oxide_nm: float,
@@ -30,6 +33,9 @@ def score_flakes(
 ) -> None:
     """Score the detector, or another program's masks, on a folder of images."""
     settings = app.detector_settings({"materials": materials, "oxide_nm": oxide_nm}, "")
+    make = None
+    if predictions is None:
+        make = app.flake_detector(InferenceSettings(flakes=detector), console.print)
     with bar(console, "evaluate") as progress:
         found = evaluate_folder(
             images,
@@ -39,6 +45,7 @@ def score_flakes(
             predictions=predictions,
             ignore=ignore,
             score_cut=score_cut,
+            make_detector=make,
             progress=progress,
         )
     if sheet is not None:

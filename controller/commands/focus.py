@@ -27,7 +27,7 @@ def focus_once(
     def say(words: str) -> None:
         console.print(f"[yellow]{escape(words)}[/]")
 
-    engine = app.focus_engine(settings.inference, say)
+    engine = app.open_network("aenet", settings.inference, say)
 
     def make(depth_of_field_um: float, has_stigmator: bool) -> FewFrames:
         few = app.few_frames(depth_of_field_um, has_stigmator, settings.focus.range_dof, engine)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from controller import app
-from controller.settings import InferenceSettings
+from controller.settings import InferenceSettings, Settings
 from inference.api import BadModel, NoEngine
 
 AUTO, ONNX, TENSORRT = (InferenceSettings(engine=e) for e in ("auto", "onnx", "tensorrt"))
@@ -59,35 +59,68 @@ def said():
 def test_the_gpu_where_there_is_one(machine, said):
     machine.with_gpu()
     for wanted in (AUTO, TENSORRT):
-        assert isinstance(app.focus_engine(wanted, said.append), machine.tensorrt)
-    assert "onnxruntime" in app.focus_engine(ONNX, said.append).describe()
+        assert isinstance(app.open_network("aenet", wanted, said.append), machine.tensorrt)
+    assert "onnxruntime" in app.open_network("aenet", ONNX, said.append).describe()
     assert not said
 
 
 def test_the_processor_where_there_is_none(machine, said):
     machine.without_gpu()
-    assert "onnxruntime" in app.focus_engine(AUTO, said.append).describe()
+    assert "onnxruntime" in app.open_network("aenet", AUTO, said.append).describe()
     assert not said  # nothing is wrong with a machine without a GPU
     with pytest.raises(NoEngine, match="no NVIDIA driver"):
-        app.focus_engine(TENSORRT, said.append)
+        app.open_network("aenet", TENSORRT, said.append)
 
 
 @pytest.mark.parametrize("error", [NoEngine("no kernels for H100"), BadModel("no Frobnicate")])
 def test_a_gpu_that_does_not_serve_is_said(machine, said, error):
     machine.with_gpu(error)
-    assert "onnxruntime" in app.focus_engine(AUTO, said.append).describe()
+    assert "onnxruntime" in app.open_network("aenet", AUTO, said.append).describe()
     assert said == [f"aenet: onnxruntime instead of TensorRT, because {error}"]
     with pytest.raises(type(error), match=str(error)):
-        app.focus_engine(TENSORRT, said.append)
+        app.open_network("aenet", TENSORRT, said.append)
 
 
 def test_physics_where_nothing_runs(machine, said):
     machine.without_gpu()
     machine.without_onnxruntime()
-    assert app.focus_engine(AUTO, said.append) is None
+    assert app.open_network("aenet", AUTO, said.append) is None
     assert said == ["aenet: physics only, because onnxruntime is not installed"]
     with pytest.raises(NoEngine):
-        app.focus_engine(ONNX, said.append)
+        app.open_network("aenet", ONNX, said.append)
+
+
+@pytest.fixture
+def flakenet(monkeypatch, tmp_path):
+    """Weights by that name; what they are does not matter to who chooses."""
+    model = tmp_path / "flakenet.onnx"
+    monkeypatch.setattr(app, "models", lambda: (model,))
+    monkeypatch.setattr(app, "OnnxEngine", lambda model: f"engine of {model.stem}")
+    return model
+
+
+def test_flakenet_where_it_is(machine, flakenet):
+    machine.without_gpu()
+    for flakes in ("auto", "network"):
+        made = app.flake_detector(InferenceSettings(flakes=flakes))
+        assert made.func is app.FlakeNetDetector
+        assert made.args == ("engine of flakenet",)
+    assert app.flake_detector(InferenceSettings(flakes="physics")) is app.PhysicsDetector
+
+
+def test_physics_where_flakenet_is_not(machine, monkeypatch):
+    machine.without_gpu()
+    monkeypatch.setattr(app, "models", lambda: ())
+    assert app.flake_detector(InferenceSettings()) is app.PhysicsDetector
+    with pytest.raises(NoEngine, match="scopeloop train flakes"):
+        app.flake_detector(InferenceSettings(flakes="network"))
+
+
+def test_sweeps_alone_need_no_network(machine):
+    settings = Settings.model_validate(
+        {"instrument": {"driver": "replay"}, "focus": {"method": "sweep"}}
+    )
+    assert app.eyes(settings, app.DetectorSettings()).aenet is None
 
 
 def test_engines_say_what_they_lack(machine):

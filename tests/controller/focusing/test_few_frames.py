@@ -26,7 +26,7 @@ def focused(*overrides, on_step=lambda _: None):
     instrument = app.open_instrument(settings, str(CONFIG))
 
     def make(dof_um: float, has_stigmator: bool) -> FewFrames:
-        engine = app.focus_engine(settings.inference)
+        engine = app.open_network("aenet", settings.inference)
         return app.few_frames(dof_um, has_stigmator, settings.focus.range_dof, engine)
 
     async def run():
