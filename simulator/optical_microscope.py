@@ -27,16 +27,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from drivers.api import (
-    AxisLimits,
     Frame,
-    Kinematics,
-    MotionState,
     Objective,
     Pixels,
     Pose,
 )
 from drivers.errors import Refused
 from drivers.software_camera import CameraTiming, SoftwareCamera
+from simulator.axes import Axes, SimulatedFocusAxis, SimulatedStage
 from simulator.chip import Chip, ChipSettings
 from simulator.clock import rendering, run_free
 from simulator.faults import FaultKind, FaultSettings
@@ -44,8 +42,6 @@ from simulator.mechanics import (
     AxisSettings,
     Drift,
     at_rest,
-    halted,
-    moved,
     noise_um,
     ring_um,
     seeded_drift,
@@ -53,7 +49,7 @@ from simulator.mechanics import (
 from simulator.optics import OpticsSettings
 from simulator.render import Renderer
 from simulator.sensor import SensorSettings
-from simulator.wiring import SimulatedTurret, Wiring, joint_kinematics, motion_state
+from simulator.wiring import SimulatedTurret, Tray, Wiring
 
 _STILL_BELOW_PX = 0.2  # a shorter smear than this is not seen beside the pixel itself
 
@@ -265,8 +261,8 @@ class SimulatedMicroscope:
         self._body = _Body(settings, scene)
         self._film = _Film(self._body)
         self._camera = _camera(self._body, self._film)
-        self._stage = SimulatedStage(self._body)
-        self._focus = SimulatedFocusAxis(self._body)
+        self._stage = SimulatedStage("simulated stage", self._body.axes_of("stage", "xy", 0))
+        self._focus = SimulatedFocusAxis("simulated focus", self._body.axes_of("focus", "z", 2))
         self._turret = self._body.turret
         self._lamp = SimulatedLamp(self._body)
 
@@ -388,6 +384,20 @@ class _Body:
         self.look_for_collision(self.wiring.now_s())
         self.wiring.is_open = False
 
+    def axes_of(self, device: Literal["stage", "focus"], letters: str, first: int) -> Axes:
+        mine = self.axes[first : first + len(letters)]
+        return Axes(
+            self.wiring,
+            device,
+            tuple(zip(letters, mine, strict=True)),
+            self.motions,
+            first,
+            link_s=self.settings.link_s,
+            reading_um=self.reading_um,
+            note=lambda now_s, to_um: self.commands.append(Command(now_s, device, to_um)),
+            look=self.look_for_collision,
+        )
+
     def reading_um(self, axis: int, now_s: float) -> float:
         noise = noise_um(self.axes[axis], self.settings.seed * 3 + axis, now_s)
         return self.motions[axis].encoder_um(now_s) + noise
@@ -421,131 +431,6 @@ class _Body:
         if touching and not self._touching:
             self.collisions += 1
         self._touching = touching
-
-
-class _Axes:
-    """One or two axes that are commanded together: what stage and focus have in common."""
-
-    def __init__(
-        self, body: _Body, device: Literal["stage", "focus"], indices: Sequence[int]
-    ) -> None:
-        self._body = body
-        self._device: Literal["stage", "focus"] = device
-        self._indices = tuple(indices)
-
-    def limits_um(self) -> tuple[AxisLimits, ...]:
-        axes = [self._body.axes[index] for index in self._indices]
-        return tuple(AxisLimits(axis.min_um, axis.max_um) for axis in axes)
-
-    def kinematics(self) -> Kinematics:
-        return joint_kinematics([self._body.axes[index] for index in self._indices])
-
-    async def start_move_um(self, targets_um: tuple[float, ...]) -> None:
-        body = self._body
-        body.wiring.check(self._device)
-        await asyncio.sleep(body.settings.link_s)
-        faults = body.wiring.strike(self._device)
-        letters = "xy" if self._device == "stage" else "z"
-        for target_um, limits, letter in zip(targets_um, self.limits_um(), letters, strict=True):
-            if not limits.min_um <= target_um <= limits.max_um:  # nan too is refused here
-                raise Refused(
-                    self._device,
-                    f"asked for {letter} = {target_um} um; travel is {limits.min_um:g} to "
-                    f"{limits.max_um:g} um; nothing moved",
-                )
-        now_s = body.wiring.now_s()
-        body.look_for_collision(now_s)
-        body.commands.append(Command(now_s, self._device, targets_um))
-        if faults & {"ignored_move", "stuck_moving"}:
-            return
-        for index, target_um in zip(self._indices, targets_um, strict=True):
-            motion = body.motions[index]
-            if "stalled_move" in faults:
-                target_um = (motion.encoder_um(now_s) + target_um) / 2
-            body.motions[index] = moved(body.axes[index], motion, now_s, target_um)
-
-    async def readings_um(self) -> tuple[float, ...]:
-        self._body.wiring.check(self._device)
-        now_s = self._body.wiring.now_s()
-        return tuple(self._body.reading_um(index, now_s) for index in self._indices)
-
-    async def state(self) -> MotionState:
-        faults = self._body.wiring.check(self._device)
-        now_s = self._body.wiring.now_s()
-        is_moving = any(self._body.motions[index].is_moving(now_s) for index in self._indices)
-        return motion_state(faults, is_moving=is_moving)
-
-    async def halt(self) -> None:
-        # A separate wire: it works when the commands' link is lost, and after closing.
-        body = self._body
-        now_s = body.wiring.now_s()
-        body.look_for_collision(now_s)
-        for index in self._indices:
-            body.motions[index] = halted(body.axes[index], body.motions[index], now_s)
-
-
-class SimulatedStage:
-    """`drivers.api.Stage`: two axes, each with its own trapezoid, started together."""
-
-    def __init__(self, body: _Body) -> None:
-        self._axes = _Axes(body, "stage", (0, 1))
-
-    @property
-    def name(self) -> str:
-        return "simulated stage"
-
-    @property
-    def limits_um(self) -> tuple[AxisLimits, AxisLimits]:
-        x, y = self._axes.limits_um()
-        return x, y
-
-    @property
-    def kinematics(self) -> Kinematics:
-        return self._axes.kinematics()
-
-    async def start_move_um(self, x_um: float, y_um: float) -> None:
-        await self._axes.start_move_um((x_um, y_um))
-
-    async def position_um(self) -> tuple[float, float]:
-        x_um, y_um = await self._axes.readings_um()
-        return x_um, y_um
-
-    async def state(self) -> MotionState:
-        return await self._axes.state()
-
-    async def halt(self) -> None:
-        await self._axes.halt()
-
-
-class SimulatedFocusAxis:
-    """`drivers.api.FocusAxis`."""
-
-    def __init__(self, body: _Body) -> None:
-        self._axes = _Axes(body, "focus", (2,))
-
-    @property
-    def name(self) -> str:
-        return "simulated focus"
-
-    @property
-    def limits_um(self) -> AxisLimits:
-        return self._axes.limits_um()[0]
-
-    @property
-    def kinematics(self) -> Kinematics:
-        return self._axes.kinematics()
-
-    async def start_move_um(self, z_um: float) -> None:
-        await self._axes.start_move_um((z_um,))
-
-    async def position_um(self) -> float:
-        return (await self._axes.readings_um())[0]
-
-    async def state(self) -> MotionState:
-        return await self._axes.state()
-
-    async def halt(self) -> None:
-        await self._axes.halt()
 
 
 class SimulatedLamp:
@@ -596,7 +481,7 @@ class _Film:
         self._sensor = body.settings.sensor
         self._painter = ThreadPoolExecutor(1, thread_name_prefix="simulated-camera")
         self._faults: frozenset[FaultKind] = frozenset()  # of the exposure under way
-        self._late: list[Frame] = []  # held back by the fault "reordered"
+        self._tray = Tray()
 
     def check_link(self) -> None:
         self._body.wiring.check("camera")
@@ -673,17 +558,10 @@ class _Film:
                 "colour_temperature_k": self._body.settings.optics.colour_temperature_k,
             },
         )
-        if latent.faults & {"dropped", "stopped"}:
-            return ()
-        if "reordered" in latent.faults:
-            self._late.append(frame)
-            return ()
-        copies = [frame, frame] if "doubled" in latent.faults else [frame]
-        return [*copies, *self.left_over()]
+        return self._tray.handed_out(frame, latent.faults)
 
     def left_over(self) -> Sequence[Frame]:
-        late, self._late = self._late, []
-        return late
+        return self._tray.left_over()
 
     def close(self) -> None:
         """Let go of the thread."""

@@ -47,6 +47,7 @@ from drivers.api import (
 )
 from drivers.errors import Refused
 from drivers.software_camera import CameraTiming, SoftwareCamera
+from simulator.axes import Axes, SimulatedStage
 from simulator.clock import rendering, run_free
 from simulator.column import Column, ColumnSettings, DoseLedger, Place
 from simulator.faults import FaultKind, FaultSettings
@@ -64,7 +65,7 @@ from simulator.mechanics import (
 from simulator.probe import BeamSettings
 from simulator.scan import DetectorSettings, Scan, ScanSettings, dose_e_per_px
 from simulator.specimen import Specimen, SpecimenSettings
-from simulator.wiring import SimulatedTurret, Wiring, joint_kinematics, motion_state
+from simulator.wiring import SimulatedTurret, Tray, Wiring, joint_kinematics, motion_state
 
 __all__ = ["Column", "ColumnSettings", "SemSettings", "SimulatedSem"]
 
@@ -339,7 +340,7 @@ class SimulatedSem:
         self._body = _Body(settings, specimen)
         self._film = _Film(self._body)
         self._camera = _camera(settings, self._film)
-        self._stage = SemStage(self._body)
+        self._stage = SimulatedStage("simulated SEM stage", self._body.stage_axes())
         self._focus = SemFocusAxis(self._body)
         self._turret = self._body.turret
         self._stigmator = SemStigmator(self._body)
@@ -354,7 +355,7 @@ class SimulatedSem:
         return self._camera
 
     @property
-    def stage(self) -> SemStage:
+    def stage(self) -> SimulatedStage:
         return self._stage
 
     @property
@@ -459,6 +460,18 @@ class _Body:
         self.exposures: list[SemExposure] = []
         self.commands: list[SemCommand] = []
 
+    def stage_axes(self) -> Axes:
+        return Axes(
+            self.wiring,
+            "stage",
+            tuple(zip("xy", self.axes, strict=True)),
+            self.motions,
+            0,
+            link_s=self.settings.link_s,
+            reading_um=self.reading_um,
+            note=lambda now_s, to_um: self.commands.append(SemCommand(now_s, "stage", to_um)),
+        )
+
     def drift_um(self, axis: int, now_s: float) -> float:
         return self.drifts[axis].at_um(self.wiring.since_s(now_s))
 
@@ -496,61 +509,6 @@ def _check_travel(device: str, what: str, target_um: float, low_um: float, high_
             f"asked for {what} = {target_um} um; possible is {low_um:g} to {high_um:g} um; "
             "nothing moved",
         )
-
-
-class SemStage:
-    """`drivers.api.Stage`: two axes, each with its own trapezoid, started together."""
-
-    def __init__(self, body: _Body) -> None:
-        self._body = body
-
-    @property
-    def name(self) -> str:
-        return "simulated SEM stage"
-
-    @property
-    def limits_um(self) -> tuple[AxisLimits, AxisLimits]:
-        x, y = (AxisLimits(axis.min_um, axis.max_um) for axis in self._body.axes)
-        return x, y
-
-    @property
-    def kinematics(self) -> Kinematics:
-        return joint_kinematics(self._body.axes)
-
-    async def start_move_um(self, x_um: float, y_um: float) -> None:
-        body = self._body
-        body.wiring.check("stage")
-        await asyncio.sleep(body.settings.link_s)
-        faults = body.wiring.strike("stage")
-        for target_um, axis, letter in zip((x_um, y_um), body.axes, "xy", strict=True):
-            _check_travel("stage", letter, target_um, axis.min_um, axis.max_um)
-        now_s = body.wiring.now_s()
-        body.commands.append(SemCommand(now_s, "stage", (x_um, y_um)))
-        if faults & {"ignored_move", "stuck_moving"}:
-            return
-        for index, target_um in enumerate((x_um, y_um)):
-            motion = body.motions[index]
-            if "stalled_move" in faults:
-                target_um = (motion.encoder_um(now_s) + target_um) / 2
-            body.motions[index] = moved(body.axes[index], motion, now_s, target_um)
-
-    async def position_um(self) -> tuple[float, float]:
-        self._body.wiring.check("stage")
-        now_s = self._body.wiring.now_s()
-        return self._body.reading_um(0, now_s), self._body.reading_um(1, now_s)
-
-    async def state(self) -> MotionState:
-        faults = self._body.wiring.check("stage")
-        now_s = self._body.wiring.now_s()
-        is_moving = any(motion.is_moving(now_s) for motion in self._body.motions)
-        return motion_state(faults, is_moving=is_moving)
-
-    async def halt(self) -> None:
-        # A separate wire: it works when the commands' link is lost, and after closing.
-        body = self._body
-        now_s = body.wiring.now_s()
-        for index, axis in enumerate(body.axes):
-            body.motions[index] = halted(axis, body.motions[index], now_s)
 
 
 class SemFocusAxis:
@@ -722,7 +680,7 @@ class _Film:
         self._detector = body.settings.detector
         self._painter = ThreadPoolExecutor(1, thread_name_prefix="simulated-sem")
         self._faults: frozenset[FaultKind] = frozenset()  # of the scan under way
-        self._late: list[Frame] = []  # held back by the fault "reordered"
+        self._tray = Tray()
 
     def check_link(self) -> None:
         self._body.wiring.check("camera")
@@ -819,17 +777,10 @@ class _Film:
             bit_depth=self._detector.bit_depth,
             optics=latent.optics,
         )
-        if latent.faults & {"dropped", "stopped"}:
-            return ()
-        if "reordered" in latent.faults:
-            self._late.append(frame)
-            return ()
-        copies = [frame, frame] if "doubled" in latent.faults else [frame]
-        return [*copies, *self.left_over()]
+        return self._tray.handed_out(frame, latent.faults)
 
     def left_over(self) -> Sequence[Frame]:
-        late, self._late = self._late, []
-        return late
+        return self._tray.left_over()
 
     def close(self) -> None:
         """Let go of the thread."""

@@ -1,4 +1,4 @@
-"""What every simulated instrument has: a clock, cables that can come out, a turret.
+"""What every simulated instrument has: a clock, cables that can come out, a turret, a tray.
 
 Before `open` and after `close` no device answers; while it is open, the script of faults says who
 does not. The body of an instrument (where everything truly is) keeps its own file.
@@ -12,7 +12,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
-from drivers.api import Idle, Kinematics, MotionState, Moving, Objective, Unknown
+from drivers.api import Frame, Idle, Kinematics, MotionState, Moving, Objective, Unknown
 from drivers.errors import LinkLost, Refused
 from drivers.software_camera import until
 from simulator.faults import FaultKind, FaultScript, FaultSettings, FaultyDevice
@@ -114,6 +114,26 @@ class SimulatedTurret:
                 return objective
         known = ", ".join(objective.name for objective in self._objectives)
         raise Refused("turret", f"asked for {name!r}; there are {known}")
+
+
+class Tray:
+    """Frames on their way out of a camera, as its faults let them through."""
+
+    def __init__(self) -> None:
+        self._late: list[Frame] = []  # held back by the fault "reordered"
+
+    def handed_out(self, frame: Frame, faults: frozenset[FaultKind]) -> Sequence[Frame]:
+        if faults & {"dropped", "stopped"}:
+            return ()
+        if "reordered" in faults:
+            self._late.append(frame)
+            return ()
+        copies = [frame, frame] if "doubled" in faults else [frame]
+        return [*copies, *self.left_over()]
+
+    def left_over(self) -> Sequence[Frame]:
+        late, self._late = self._late, []
+        return late
 
 
 def motion_state(faults: frozenset[FaultKind], *, is_moving: bool) -> MotionState:

@@ -31,10 +31,9 @@ from controller.record.journal import Journal
 from controller.search.darkroom import Darkroom
 from drivers.api import Instrument
 from drivers.software_camera import FrameBuffer, SoftwareCamera
+from simulator.axes import SimulatedFocusAxis, SimulatedStage
 from simulator.optical_microscope import (
-    SimulatedFocusAxis,
     SimulatedMicroscope,
-    SimulatedStage,
     SimulatedTurret,
 )
 
