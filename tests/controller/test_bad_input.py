@@ -32,10 +32,8 @@ from controller.search.darkroom import Darkroom
 from drivers.api import Instrument
 from drivers.software_camera import FrameBuffer, SoftwareCamera
 from simulator.axes import SimulatedFocusAxis, SimulatedStage
-from simulator.optical_microscope import (
-    SimulatedMicroscope,
-    SimulatedTurret,
-)
+from simulator.optical_microscope import SimulatedMicroscope
+from simulator.wiring import SimulatedTurret
 
 TILES = 3
 MICROSCOPE = f"""\
