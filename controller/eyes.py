@@ -52,13 +52,13 @@ class SearchEyes:
                 c.substrate_rgb,
                 Calibration(c.oxide_nm, c.gain_rgb, c.confidence, c.source),
                 c.index_curves,
+                c.lamp_k,
             )
             for c in calibrations
         ]
         if objective.name != calibrations[0].objective:
             # Another lens shows the bare substrate a little differently: no drift to look for.
-            curves = {**settings.index_curves, **dict(fitted[0].index_curves)}
-            settings = settings.model_copy(update={"index_curves": curves})
+            settings = _explaining(settings, calibrations[0])
             return self.make_detector(settings, fitted[0].calibration)
         return self.make_detector(settings, fitted)
 
@@ -76,9 +76,20 @@ class SearchEyes:
                 f.substrate_rgb,
                 objective.name,
                 f.index_curves,
+                f.lamp_k,
             )
             for f in fitted
         ]
+
+
+def _explaining(settings: DetectorSettings, fitted: CalibrationFitted) -> DetectorSettings:
+    """With the index curves and the lamp that the fit chose."""
+    chosen: dict[str, object] = {
+        "index_curves": {**settings.index_curves, **dict(fitted.index_curves)}
+    }
+    if fitted.lamp_k is not None:
+        chosen["lamp_k"] = fitted.lamp_k
+    return settings.model_copy(update=chosen)
 
 
 def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladder]:
@@ -89,8 +100,7 @@ def report_ladders(detector: DetectorSettings, state: SearchState) -> list[Ladde
         calibration = Calibration(
             fitted.oxide_nm, fitted.gain_rgb, fitted.confidence, fitted.source
         )
-        index_curves = {**detector.index_curves, **dict(fitted.index_curves)}
-        detector = detector.model_copy(update={"index_curves": index_curves})
+        detector = _explaining(detector, fitted)
     curves = []
     for material in detector.materials:
         curve = ladders.ladder(material, calibration, detector.optics)

@@ -162,6 +162,7 @@ class CalibrationFitted:
     objective: str = ""  # the one it was fitted with
     # Material and the measurement of its index that explains the colours best: (material, curve).
     index_curves: tuple[tuple[str, str], ...] = ()
+    lamp_k: float | None = None  # colour temperature that explains them best; None: the settings'
     kind: Literal["calibration_fitted"] = "calibration_fitted"
 
 

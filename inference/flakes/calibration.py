@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,14 @@ _FLARES = (0.0, 0.006, 0.015, 0.03, 0.05)
 _OXIDE_SIGMA = 0.15  # of ln(oxide / nominal)
 _OXIDE_COST = 0.1
 _CURVE_COST = 0.04  # another laboratory's index must explain that much more than the usual one
+_LAMPS = (0.8, 1.25, 1.6, 2.0)  # colour temperatures tried, relative to the usual one
+_LAMP_COST = 0.05  # another lamp must explain that much more, and
+_LAMP_LEVELS = 8  # fewer terraces do not tell a lamp from gains
+_COARSE_OXIDES = np.linspace(-0.3, 0.3, 13)  # of ln(oxide / nominal), to start from
+_FINE_OXIDES = np.linspace(-0.3, 0.3, 31)
+_STARTS, _APART = 4, 0.03
+_FINE_COST = 0.05
+_WELL = 0.975  # share of the terraces explained: no need to look further
 _PULL_LEVELS = 10.0
 _PLAUSIBLE = 0.06  # a level further from the nominal ladder than this,
 _PLAUSIBLE_RELATIVE = 0.25  # plus this share of its contrast, is no crystal of these materials
@@ -57,6 +66,7 @@ class SubstrateCalibration:
     substrate_rgb: tuple[float, float, float]  # digital numbers
     calibration: Calibration
     index_curves: tuple[tuple[str, str], ...] = ()  # (material, measurement) where not the usual
+    lamp_k: float | None = None  # that explains the terraces clearly better; None: the usual one
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +159,20 @@ def fit_calibration(
     if pooled is None:
         return SubstrateCalibration(substrate_rgb, nominal)
     best = _fitted(pooled, optics)
-    chosen: list[tuple[str, str]] = []
-    for material in materials:
-        if material in dict(optics.index_curves):
-            continue
-        for measurement in curves_of(material):
-            other = replace(optics, index_curves=(*optics.index_curves, (material, measurement)))
-            if other.material(material).curve.key == optics.material(material).curve.key:
-                continue
+    for _ in range(2):  # an index and a lamp, or the indices of two materials
+        if best.merit(pooled) > _WELL:
+            break
+        better, least = best, 0.0
+        for other, cost in _alternatives(best.optics, optics, materials, len(pooled.colours)):
             guess = _fitted(pooled, other)
-            if guess.value(pooled) > best.value(pooled) + pooled.pull * _CURVE_COST:
-                best = guess
-        if best.optics != optics:
-            optics = best.optics
-            chosen.append(optics.index_curves[-1])
+            gained = guess.value(pooled) - best.value(pooled) - pooled.pull * cost
+            if gained > least:
+                better, least = guess, gained
+        if better is best:
+            break
+        best = better
+    chosen = best.optics.index_curves[len(optics.index_curves) :]
+    lamp_k = None if best.optics.lamp_k == optics.lamp_k else best.optics.lamp_k
     explained = best.merit(pooled)
     count = len(pooled.colours)
     if explained < USABLE_FIT:
@@ -174,6 +184,8 @@ def fit_calibration(
     source = f"fitted on {count} regions"
     if chosen:
         source += ", index " + ", ".join("/".join(curve) for curve in chosen)
+    if lamp_k is not None:
+        source += f", lamp {lamp_k:.0f} K"
     return SubstrateCalibration(
         substrate_rgb,
         Calibration(
@@ -182,8 +194,29 @@ def fit_calibration(
             round(confidence, 3),
             source,
         ),
-        tuple(chosen),
+        chosen,
+        lamp_k,
     )
+
+
+def _alternatives(
+    optics: Optics, usual: Optics, materials: Sequence[str], levels: int
+) -> list[tuple[Optics, float]]:
+    """Other laboratories' indices and other lamps, each with what it must explain more."""
+    found = []
+    for material in materials:
+        if material in dict(optics.index_curves):
+            continue
+        for measurement in curves_of(material):
+            other = replace(optics, index_curves=(*optics.index_curves, (material, measurement)))
+            if other.material(material).curve.key != optics.material(material).curve.key:
+                found.append((other, _CURVE_COST))
+    if optics.lamp_k == usual.lamp_k and levels >= _LAMP_LEVELS:
+        found += [
+            (replace(optics, lamp_k=float(round(usual.lamp_k * ratio))), _LAMP_COST)
+            for ratio in _LAMPS
+        ]
+    return found
 
 
 def _pooled(
@@ -213,15 +246,37 @@ def _pooled(
 
 
 def _fitted(levels: _Levels, optics: Optics) -> _Guess:
-    """The best of a coarse grid, improved step by step."""
+    """The best of a coarse grid, improved step by step; of a finer one if that is clearly better.
+
+    With a handful of terraces the finer grid's optimum differs by chance, and a start near the
+    nominal values is the better guess.
+    """
+    coarse = _best(levels, optics, _COARSE_OXIDES, 3, 0.0)
+    if coarse.merit(levels) > _WELL:
+        return coarse
+    fine = _best(levels, optics, _FINE_OXIDES, _STARTS, _APART)
+    gained = fine.value(levels) - coarse.value(levels)
+    return fine if gained > levels.pull * _FINE_COST else coarse
+
+
+def _best(
+    levels: _Levels, optics: Optics, logs: npt.NDArray[np.float64], most: int, apart: float
+) -> _Guess:
+    """Descents from the `most` best points of a grid whose ln(oxide) differ by `apart`."""
     grid = [
         _Guess(float(oxide_nm), flare, (red, 1.0, 1.0), optics)
-        for oxide_nm in levels.nominal_oxide_nm * np.exp(np.linspace(-0.3, 0.3, 13))
+        for oxide_nm in levels.nominal_oxide_nm * np.exp(logs)
         for flare in _FLARES
         for red in (0.75, 0.85, 1.0, 1.15)
     ]
     grid.sort(key=lambda guess: -guess.value(levels))
-    improved = [_descended(guess, levels) for guess in grid[:3]]
+    starts: list[_Guess] = []
+    for guess in grid:
+        if len(starts) < most and all(
+            abs(np.log(guess.oxide_nm / other.oxide_nm)) >= apart for other in starts
+        ):
+            starts.append(guess)
+    improved = [_descended(guess, levels) for guess in starts]
     return max(improved, key=lambda guess: guess.value(levels))
 
 
@@ -262,12 +317,10 @@ def _merit(levels: _Levels, oxide_nm: float, gains: FloatArray, optics: Optics) 
     size = np.linalg.norm(colours, axis=1)
     explained = np.zeros(len(colours), dtype=np.float32)
     for material in levels.materials:
-        layer_nm = optics.material(material).layer_thickness_nm
-        grid = layer_grid(layer_nm)
+        first, whole = _places(optics.material(material).layer_thickness_nm)
         curve = model_contrast(material, round(oxide_nm, 1), optics) * gains
-        whole = np.isclose(grid, np.round(grid)) & (grid >= 1.0)
         rungs = curve[whole]
-        to_curve = _squared_distances(colours, curve[grid >= 0.5])
+        to_curve = _squared_distances(colours, curve[first:])
         to_rung = _squared_distances(colours, rungs)
         nearest = np.argmin(to_rung, axis=1)
         spacing = np.linalg.norm(np.diff(rungs, axis=0), axis=1)
@@ -277,6 +330,14 @@ def _merit(levels: _Levels, oxide_nm: float, gains: FloatArray, optics: Optics) 
         tight = np.exp(-0.5 * to_rung.min(axis=1) / 0.02**2)
         explained = np.maximum(explained, (1.0 - trust) * loose + trust * tight)
     return float(np.dot(levels.weights, explained))
+
+
+@lru_cache(maxsize=64)
+def _places(layer_nm: float) -> tuple[int, npt.NDArray[np.int64]]:
+    """On a ladder's grid: where half a layer is reached, and where the whole numbers lie."""
+    grid = layer_grid(layer_nm)
+    whole = np.flatnonzero(np.isclose(grid, np.round(grid)) & (grid >= 1.0))
+    return int(np.searchsorted(grid, 0.5)), whole
 
 
 def _squared_distances(points: FloatArray, curve: FloatArray) -> FloatArray:
@@ -323,6 +384,7 @@ def entry_of(wafer: SubstrateCalibration) -> dict[str, object]:
         "confidence": wafer.calibration.confidence,
         "source": wafer.calibration.source,
         "index_curves": [list(pair) for pair in wafer.index_curves],
+        "lamp_k": wafer.lamp_k,
     }
 
 
@@ -362,6 +424,9 @@ def read_entries(path: Path, content: dict[str, object]) -> tuple[SubstrateCalib
                     str(entry.get("source", path.name)),
                 ),
                 _curve_choice(entry, where),
+                None
+                if entry.get("lamp_k") is None
+                else checked_number(entry, "lamp_k", where, 1500.0, 20000.0),
             )
         )
     return tuple(found)

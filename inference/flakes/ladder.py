@@ -19,7 +19,13 @@ import numpy.typing as npt
 from inference.api import Calibration
 from inference.flakes.material_cards import MaterialCard
 from inference.flakes.materials import MATERIALS, SI, SIO2, Material
-from inference.flakes.thin_film import WAVELENGTHS_NM, Illuminant, Layer, stack_rgb
+from inference.flakes.thin_film import (
+    WAVELENGTHS_NM,
+    Illuminant,
+    Layer,
+    colour_weights,
+    reflectance,
+)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -228,14 +234,32 @@ def layer_grid(layer_nm: float, fine_layers: float = 14.0) -> FloatArray:
     return np.concatenate([fine, coarse]).astype(np.float32)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def model_contrast(material: str, oxide_nm: float, optics: Optics) -> FloatArray:
     """Contrasts on `layer_grid`, (n, 3), before any fitted gain; read-only."""
-    layer_nm = optics.material(material).layer_thickness_nm
-    grid_nm = layer_grid(layer_nm).astype(np.float64) * layer_nm
-    contrast = contrast_at(material, oxide_nm, optics, grid_nm)
+    reflected = _grid_reflectance(material, oxide_nm, _lampless(optics))
+    weights = colour_weights(WAVELENGTHS_NM, Illuminant(optics.lamp_k))
+    flake = reflected @ weights.T
+    contrast = (flake / bare_signal(oxide_nm, optics) - 1.0).astype(np.float32)
+    contrast = optics.correction.applied(contrast)
     contrast.setflags(write=False)
     return contrast
+
+
+@lru_cache(maxsize=256)
+def _lampless(optics: Optics) -> Optics:
+    """What the reflectance depends on."""
+    return replace(optics, lamp_k=0.0, correction=NO_CORRECTION)
+
+
+@lru_cache(maxsize=1024)
+def _grid_reflectance(material: str, oxide_nm: float, optics: Optics) -> FloatArray:
+    """Reflectance on `layer_grid`, (n, wavelengths), whatever the lamp."""
+    card = optics.material(material)
+    layer_nm = card.layer_thickness_nm
+    grid_nm = layer_grid(layer_nm).astype(np.float64) * layer_nm
+    films: list[Layer] = [(card.index(WAVELENGTHS_NM), grid_nm)]
+    return _reflectance(oxide_nm, optics, films).astype(np.float32)
 
 
 def contrast_at(
@@ -248,7 +272,7 @@ def contrast_at(
     return optics.correction.applied(contrast)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def bare_signal(oxide_nm: float, optics: Optics) -> FloatArray:
     """Camera signal of the bare substrate, (3,), a mirror being 1; read-only."""
     signal = _signal(oxide_nm, optics, []).astype(np.float32)
@@ -257,12 +281,16 @@ def bare_signal(oxide_nm: float, optics: Optics) -> FloatArray:
 
 
 def _signal(oxide_nm: float, optics: Optics, films: list[Layer]) -> npt.NDArray[np.float64]:
-    return stack_rgb(
+    weights = colour_weights(WAVELENGTHS_NM, Illuminant(optics.lamp_k))
+    return np.asarray(_reflectance(oxide_nm, optics, films) @ weights.T, dtype=np.float64)
+
+
+def _reflectance(oxide_nm: float, optics: Optics, films: list[Layer]) -> npt.NDArray[np.float64]:
+    return reflectance(
         WAVELENGTHS_NM,
         [*films, (SIO2.at(WAVELENGTHS_NM), oxide_nm)],
         SI.at(WAVELENGTHS_NM),
         optics.numerical_aperture,
-        Illuminant(optics.lamp_k),
         angles=6,  # of 12: contrasts change by less than 1e-6
     )
 

@@ -433,6 +433,8 @@ def _prepared(settings: DetectorSettings, wafer: SubstrateCalibration) -> _Prepa
     calibration = wafer.calibration
     optics = settings.optics
     optics = replace(optics, index_curves=(*optics.index_curves, *wafer.index_curves))
+    if wafer.lamp_k is not None:
+        optics = replace(optics, lamp_k=wafer.lamp_k)
     tables = tuple(colour_table(key, calibration, optics) for key in settings.materials)
     centres = colour_cell_centres()
     size = np.linalg.norm(centres, axis=1)

@@ -161,3 +161,22 @@ def test_a_bad_file_is_named(tmp_path, change, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(BadModel, match=r"nowhere\.json"):
         load_calibration(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("lamp_k", [2600.0, 6500.0])
+def test_another_lamp_is_found_where_gains_cannot_stand_for_it(lamp_k):
+    other = Optics(lamp_k=lamp_k)
+    measured = levels("mos2", 90.0, (1.0, 1.0, 1.0), MANY, other)
+    found = fit_calibration(measured, ("mos2",), 90.0, OPTICS)
+    assert found.lamp_k == pytest.approx(lamp_k, rel=0.03)
+    assert "lamp" in found.calibration.source
+    usual = fit_calibration(levels("mos2", 90.0, (1.0,) * 3, MANY), ("mos2",), 90.0, OPTICS)
+    assert usual.lamp_k is None
+
+
+def test_the_fit_does_not_stop_at_the_first_hill():
+    """10 nm more oxide than its label says; another index and a green gain nearly explain it."""
+    measured = levels("wte2", 295.0, (1.0, 1.0, 1.0), MANY)
+    found = fit_calibration(measured, ("wte2",), 285.0, OPTICS)
+    assert found.calibration.oxide_nm == pytest.approx(295.0, abs=2.0)
+    assert found.index_curves == ()
