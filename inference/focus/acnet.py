@@ -39,6 +39,8 @@ from inference.focus.spectrum import BandPower
 
 _COARSE_DOF = 40.0  # a range beyond this begins in the wide field
 _LOCATED_DOF = 5.0  # sigma at which the fine field takes over from the wide
+_LEAST_PROBE = 0.4  # of the usual step
+_PROBE_PER_DEFOCUS = 2.0  # step over what one frame says of |defocus|
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
@@ -146,7 +148,13 @@ class ACNet:
         if wide and len(views) == 1:
             ratio = self.limits.wide_ratio
             return Measure(replace(first, field_ratio=ratio), "wide field")
-        step = self.limits.probe_step_dof * (self.limits.wide_ratio if wide else 1.0)
+        step = self.limits.probe_step_dof
+        if wide:
+            step *= self.limits.wide_ratio
+        elif len(views) == 1 and views[0].in_distribution:
+            # Near focus a wide step drowns a small defocus in what is not known of the scale.
+            most = views[0].defocus_dof + views[0].defocus_sigma_dof
+            step *= min(1.0, max(_LEAST_PROBE, _PROBE_PER_DEFOCUS * most / abs(step)))
         step *= -0.8 if len(views) == 3 else 1.0
         ratio = self.limits.wide_ratio if wide else 1.0
         command = replace(first, z_dof=first.z_dof + step, field_ratio=ratio)
@@ -290,8 +298,9 @@ class ACNet:
             and abs(v.command.z_dof - z) < 2.5 * distance
             and self._stig_off_dof(v.command, belief) < 3.0
         ]
-        above = sum(d > 0.4 * distance for d in near)
-        below = sum(d < -0.4 * distance for d in near)
+        # What stands at about that distance counts: two frames that are equally sharp bracket best.
+        above = sum(0.6 * distance < d < 1.7 * distance for d in near)
+        below = sum(0.6 * distance < -d < 1.7 * distance for d in near)
         if above == below:
             middle = float(np.mean([v.command.z_dof for v in usable]))
             side = math.copysign(1.0, z - middle)

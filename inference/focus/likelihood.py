@@ -348,15 +348,24 @@ def variance_of(share: F32, group: Cells, x: F32, radius: F32, prior: Prior) -> 
 
 
 def summary(grid: F64, log_post: F64) -> tuple[float, float]:
-    """Mean of the highest peak's neighbourhood, and the whole posterior's spread about it."""
+    """Mean of the peak that holds most, and the whole posterior's spread about it.
+
+    Not of the highest: where two sides are possible, a narrow peak may stand on the less likely.
+    """
     weights = np.exp(log_post - log_post.max()).sum(axis=(0, 1))
     weights /= weights.sum()
-    low = high = int(np.argmax(weights))
-    while low > 0 and 1e-9 < weights[low - 1] <= 1.02 * weights[low]:
-        low -= 1
-    while high < len(grid) - 1 and 1e-9 < weights[high + 1] <= 1.02 * weights[high]:
-        high += 1
-    part = np.s_[low : high + 1]
-    z = float(weights[part] @ grid[part] / weights[part].sum())
+    left = weights.copy()
+    best, z = 0.0, float(grid[int(np.argmax(weights))])
+    while float(left.sum()) > best:
+        low = high = int(np.argmax(left))
+        while low > 0 and 1e-9 < left[low - 1] <= 1.02 * left[low]:
+            low -= 1
+        while high < len(grid) - 1 and 1e-9 < left[high + 1] <= 1.02 * left[high]:
+            high += 1
+        part = np.s_[low : high + 1]
+        held = float(left[part].sum())
+        if held > best:
+            best, z = held, float(left[part] @ grid[part]) / held
+        left[part] = 0.0
     step = float(grid[1] - grid[0])
     return z, math.sqrt(float(weights @ np.square(grid - z)) + step**2 / 12.0)

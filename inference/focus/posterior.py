@@ -101,7 +101,7 @@ def _round_belief(views: Sequence[FocusView], prior: Prior) -> tuple[FocusBelief
         if sd > 8.0 * step or step_new >= 0.8 * step:
             break
         step = step_new
-        grid = _peak(grid, log_post) + np.arange(-_HALF_FINE, _HALF_FINE + 1) * step
+        grid = z + np.arange(-_HALF_FINE, _HALF_FINE + 1) * step
         scales, scale_weights = scale_grid(prior, _scale_of(scales, log_post))
         log_post, misfit = on_grid(data, grid, scales, scale_weights, prior)
         z, sd = summary(grid, log_post)
@@ -179,8 +179,3 @@ def best_bracket_dof(views: Sequence[FocusView], belief: FocusBelief, prior: Pri
         variance = variance_of(share, group, group.ring * ahead, ahead[None, :], prior).mean(axis=0)
         information += (np.square(share * slope) / variance).sum(axis=0)
     return float(distances[int(np.argmax(information))])
-
-
-def _peak(grid: F64, log_post: F64) -> float:
-    weights = np.exp(log_post - log_post.max()).sum(axis=(0, 1))
-    return float(grid[int(np.argmax(weights))])
