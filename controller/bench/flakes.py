@@ -1,0 +1,560 @@
+"""Flake detection against its rivals: real photographs, and simulated ones with one thing changed.
+
+Real and simulated figures stand apart. A simulated one is a regression bar and says nothing about
+the world: its chips are painted by the same physics that the ladder is made of, though with other
+measurements of the indices, and the "laboratories" by other lamps, filters and tone curves as well.
+
+One scoring for everybody (`inference.flakes.scoring`). Our detectors calibrate themselves on the
+photographs, without any truth; rivals have their best documented settings, or better ones: see
+`flakes_baselines`. "With the list" means that the committed list of real terraces which the labels
+leave out counts neither as hit nor as false alarm; it was drawn before any detector was looked at.
+Precision and recall are of everything that a method says, whatever its score.
+
+FlakeNet is measured where its weights are; the physics ladder alone is measured beside it. Rows
+that name no method are of the detector that the search uses: FlakeNet if it is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import cv2
+import numpy as np
+
+from controller.bench import Report
+from controller.bench.flakes_baselines.merged_chip import merged_chip
+from controller.bench.flakes_baselines.methods import PHYSICS, ours, rivals
+from controller.bench.flakes_baselines.photographs import Photograph, Scene, real_masked
+from controller.bench.flakes_baselines.tasks import (
+    BLUR,
+    LABORATORY,
+    MICROGRAPHS,
+    REAL,
+    RESIDUE,
+    Result,
+    Task,
+    run_all,
+)
+from controller.bench.numbers import load, quantile_row, share_row
+from controller.figures import Row
+from inference.flakes.scoring import Overlaps, Scores, score_overlaps
+
+_MATERIALS: Final = ("graphene", "wse2", "mos2", "wte2")
+_OXIDES_NM: Final = (90.0, 285.0, 300.0)
+_LAYERS: Final = (1, 2, 3, 4)
+_HBN_OXIDES_NM: Final = (70.0, 90.0, 285.0)
+_LARGE_UM2: Final = 100.0
+_HBN_UM2: Final = 200.0
+_REAL_COUNTED: Final = 6
+_FALSE_PX: Final = 200
+_PUBLISHED: Final = "their own program, measured on these: AP50 0.276, P 0.60, R 0.35"
+_NO_DATA: Final = "no real photographs here: set SCOPELOOP_DATA"
+
+_BASE: Final = "as it is"
+_CHANGES: Final[dict[str, dict[str, object]]] = {
+    "red +30 %, blue -30 %": {"gains": (1.3, 1.0, 0.7)},
+    "red -30 %, blue +30 %": {"gains": (0.7, 1.0, 1.3)},
+    "lamp 2,700 K": {"lamp_k": 2_700.0},
+    "lamp 6,500 K": {"lamp_k": 6_500.0},
+    "vignette 30 %": {"vignette": 0.30},
+    "oxide +10 nm": {"oxide_error_nm": 10.0},
+    "oxide -10 nm": {"oxide_error_nm": -10.0},
+    "NA 0.25": {"numerical_aperture": 0.25},
+    "NA 0.8": {"numerical_aperture": 0.8},
+    "JPEG 85": {"jpeg_quality": 85},
+    "blur 1.5 px": {"blur_px": 1.5},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many photographs of each kind."""
+
+    layers: int
+    changes: int
+    hbn: int
+    imbalance: int
+    residue: int
+    laboratories: int
+    micrographs: int
+    timed: int
+    merged: int
+    shape_px: tuple[int, int]
+    change_wafers: tuple[tuple[str, float], ...]
+
+
+QUICK: Final = Plan(1, 1, 1, 2, 1, 2, 6, 2, 2_000, (800, 1280), (("graphene", 90.0),))
+FULL: Final = Plan(
+    8, 6, 8, 10, 10, 40, 27, 10, 10_000, (1200, 1920), (("graphene", 90.0), ("mos2", 285.0))
+)
+
+
+def measure(quick: bool, seed: int) -> list[Row]:
+    """Measure everything; see the module."""
+    return measure_with(quick, seed, Report())
+
+
+def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
+    """Measure everything, and say how far it is."""
+    plan = QUICK if quick else FULL
+    timed = time_rows(real_masked(plan.timed))  # before other processes keep the machine busy
+    results = run_all(tasks(plan, seed), progress=report.progress)
+    return [
+        *real_rows(results),
+        *timed,
+        *layer_rows(results),
+        *method_rows(results),
+        *hbn_rows(results),
+        *change_rows(results),
+        *dirt_rows(results),
+        *probability_rows(results),
+        *strangeness_rows(results),
+        *laboratory_rows(results),
+        *merging_rows(plan.merged, seed),
+    ]
+
+
+# --- what is asked ---------------------------------------------------------------------------
+
+
+def tasks(plan: Plan, seed: int) -> list[Task]:
+    """All tasks, the longest first."""
+    first = 100_000 * seed
+
+    def seeds(kind: int, count: int) -> tuple[int, ...]:
+        return tuple(first + 1_000 * kind + k for k in range(count))
+
+    # Ours in one task, so that the photographs are calibrated once.
+    found = [Task(REAL, seeds(1, plan.micrographs))]
+    found += [Task(REAL, (), who="everybody", only=(method.name,)) for method in rivals()]
+    # A laboratory's photographs have nothing in common: each is a user of its own.
+    found += [Task(LABORATORY, (one,), who="everybody") for one in seeds(2, plan.laboratories)]
+    for number, material in enumerate(_MATERIALS):
+        for k, oxide_nm in enumerate(_OXIDES_NM):
+            scene = Scene(material, oxide_nm, shape_px=plan.shape_px)
+            found.append(
+                Task("layers", seeds(10 + 3 * number + k, plan.layers), scene, "everybody")
+            )
+    for k, oxide_nm in enumerate(_HBN_OXIDES_NM):
+        thin = {"max_layers": 4, "thick_fraction": 0.2}
+        scene = Scene("hbn", oxide_nm, shape_px=plan.shape_px, chip=thin)
+        found.append(Task("hbn", seeds(30 + k, plan.hbn), scene))
+    for k, (material, oxide_nm) in enumerate(plan.change_wafers):
+        scene = Scene(material, oxide_nm, shape_px=plan.shape_px)
+        for name, change in ((_BASE, {}), *_CHANGES.items()):
+            changed = replace(scene, **change)  # type: ignore[arg-type]
+            found.append(Task(f"change: {name}", seeds(40 + k, plan.changes), changed))
+    rare = {
+        "layer_exponent": 1.904,  # 4 ** 1.904 = 14
+        "max_layers": 4,
+        "thick_fraction": 0.1,
+        "flakes_per_mm2": 300.0,
+        "median_area_um2": 200.0,
+    }
+    found.append(Task("imbalance", seeds(50, plan.imbalance), Scene(chip=rare)))
+    dirty = {
+        "flakes_per_mm2": 0.0,
+        "debris_per_mm2": 0.0,
+        "residue_per_mm2": 40.0,
+        "trails_per_mm2": 25.0,
+        "films_per_mm2": 8.0,
+        "bubbles_per_mm2": 8.0,
+    }
+    found.append(Task("dirt", seeds(51, plan.residue), Scene(shape_px=plan.shape_px, chip=dirty)))
+    return found
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def _of(results: Sequence[Result], group: str, method: str | None = None) -> list[Result]:
+    """Results of a group; method None: those of the detector in use."""
+    name = ours()[0].name if method is None else method
+    return [r for r in results if r.task.group == group and r.method == name]
+
+
+def _scores(results: Iterable[Result]) -> Scores | None:
+    overlaps: list[Overlaps] = [one for result in results for one in result.overlaps]
+    return score_overlaps(overlaps) if overlaps else None
+
+
+def _beside(method: str, figure: str) -> str:
+    """The name of a row: the detector in use has its figures without a name."""
+    return figure if method == ours()[0].name else f"{figure}, {method}"
+
+
+def real_rows(results: Sequence[Result]) -> list[Row]:
+    """The labelled photographs of graphene, every method."""
+    rows = []
+    names = [method.name for method in (*ours(), *rivals())]
+    best: dict[str, float] = {}
+    for name in reversed(names):
+        mine = _of(results, REAL, name)
+        is_first, is_rival = name == names[0], name not in {m.name for m in ours()}
+        labels = [one for result in mine for one in result.labels_only]
+        if not labels:
+            rows.append([Row(f"real: {_beside(name, 'AP50')}", None, note=_NO_DATA)])
+            continue
+        plain, listed = score_overlaps(labels), _scores(mine)
+        if listed is None:
+            continue
+        note = _PUBLISHED if name == "Gaussian mixture" else ""
+        figures = {
+            "AP50": (plain.ap50, plain.n_true, 0.80),
+            "AP50 with the list": (listed.ap50, listed.n_true, None),
+            "AP": (plain.ap, plain.n_true, None),
+            "recall": (plain.recall, plain.n_true, 0.90),
+            "precision": (plain.precision, plain.n_predicted, None),
+            "precision with the list": (listed.precision, listed.n_predicted, 0.85),
+        }
+        block = []
+        for figure, (value, n, bar) in figures.items():
+            if is_rival:
+                best[figure] = max(best.get(figure, 0.0), value)
+            block.append(
+                Row(
+                    f"real: {_beside(name, figure)}",
+                    value if np.isfinite(value) else None,
+                    bar=bar if is_first else None,
+                    baseline=best.get(figure) if is_first else None,
+                    n=n,
+                    note="baseline: the best rival's" if is_first else note,
+                )
+            )
+        known = [
+            t for r in mine for t in r.truths if t.is_met and (t.layers or 99) <= _REAL_COUNTED
+        ]
+        right = sum(t.layers == t.said_layers for t in known)
+        if any(t.said_layers is not None for t in known):
+            block.append(
+                share_row(
+                    f"real: {_beside(name, 'layers right, to 6 L')}",
+                    right,
+                    len(known),
+                    0.90 if is_first else None,
+                    note="of matched terraces; layers counted by eye in steps of contrast",
+                )
+            )
+        rows.append(block)
+    return [row for block in reversed(rows) for row in block]
+
+
+def time_rows(photographs: Sequence[Photograph]) -> list[Row]:
+    """Time for 2.3 Mpx, flat field included, with as many threads as the libraries take."""
+    rows = []
+    for method in (*ours(), *rivals()):
+        walls_ms, cpus_ms = [], []
+        finder = method.taught(photographs) if photographs else None
+        for photograph in photographs if finder is not None else ():
+            if finder is None:
+                break
+            finder(photograph)
+            for _ in range(3):
+                began_s, began_cpu_s = time.perf_counter(), time.process_time()
+                finder(photograph)
+                cpus_ms.append(1e3 * (time.process_time() - began_cpu_s))
+                walls_ms.append(1e3 * (time.perf_counter() - began_s))
+        bar = {PHYSICS: 20.0, "FlakeNet": 60.0}.get(method.name)
+        note = f"{cv2.getNumThreads()} threads, {load()}" if walls_ms else _NO_DATA
+        if method.name == "Gaussian mixture":
+            note += "; their own program: 87 ms on two such cores"
+        rows.append(
+            quantile_row(
+                f"time for 2.3 Mpx, {method.name}",
+                walls_ms,
+                0.5,
+                "ms",
+                bar,
+                baseline=87.0 if bar else None,
+                note=note,
+            )
+        )
+        rows.append(quantile_row(f"processor time for 2.3 Mpx, {method.name}", cpus_ms, 0.5, "ms"))
+    return rows
+
+
+def layer_rows(results: Sequence[Result]) -> list[Row]:
+    """Precision and recall per crystal, oxide and layer number, from 100 um2 on."""
+    rows = []
+    mine = _of(results, "layers")
+    for material in _MATERIALS:
+        for oxide_nm in _OXIDES_NM:
+            here = [
+                r
+                for r in mine
+                if r.task.scene is not None
+                and (r.task.scene.material, r.task.scene.oxide_nm) == (material, oxide_nm)
+            ]
+            for layers in _LAYERS:
+                name = f"{material} on {oxide_nm:g} nm, {layers} L"
+                hits, present = recalled(here, layers, _LARGE_UM2)
+                rows.append(share_row(f"simulated: recall, {name}", hits, present, 0.97))
+                right, said = precise(here, layers, _LARGE_UM2)
+                rows.append(share_row(f"simulated: precision, {name}", right, said, 0.97))
+    for layers in _LAYERS:
+        hits, present = recalled(mine, layers, _LARGE_UM2)
+        rows.append(share_row(f"simulated: recall, all, {layers} L", hits, present, 0.97))
+        right, said = precise(mine, layers, _LARGE_UM2)
+        rows.append(share_row(f"simulated: precision, all, {layers} L", right, said, 0.97))
+    met = [
+        t
+        for r in mine
+        for t in r.truths
+        if t.is_met and t.layers in _LAYERS and t.area_um2 >= _LARGE_UM2
+    ]
+    right = sum(t.layers == t.said_layers for t in met)
+    rows.append(share_row("simulated: layer right, 1 to 4 L", right, len(met), 0.99))
+    return rows
+
+
+def recalled(results: Sequence[Result], layers: int, least_um2: float) -> tuple[int, int]:
+    """(found with the right layer number, present) of terraces so large."""
+    mine = [t for r in results for t in r.truths if t.layers == layers and t.area_um2 >= least_um2]
+    return sum(t.said_layers == layers for t in mine), len(mine)
+
+
+def precise(results: Sequence[Result], layers: int, least_um2: float) -> tuple[int, int]:
+    """(right in place and layer number, claimed) of claims so large.
+
+    What lies on things that nobody asked for is left out, unless these are thick.
+    """
+    mine = [
+        c
+        for r in results
+        for c in r.claims
+        if c.layers == layers and c.area_um2 >= least_um2 and (c.fate != "ignored" or c.is_thick)
+    ]
+    return sum(c.fate == "hit" and c.true_layers == layers for c in mine), len(mine)
+
+
+def method_rows(results: Sequence[Result]) -> list[Row]:
+    """Every method on the same simulated photographs, whatever the layer number."""
+    rows = []
+    for method in (*ours(), *rivals()):
+        mine = _of(results, "layers", method.name)
+        scores = _scores(mine)
+        where = f"{len(mine)} of {len(_MATERIALS) * len(_OXIDES_NM)} crystals and oxides"
+        for figure in ("ap50", "precision", "recall"):
+            shown = {"ap50": "AP50"}.get(figure, figure)
+            value = None if scores is None else float(getattr(scores, figure))
+            rows.append(
+                Row(
+                    f"simulated: {shown}, {method.name}",
+                    value,
+                    n=None if scores is None else scores.n_true,
+                    note=where if scores is not None else "has no parameters for these",
+                )
+            )
+    return rows
+
+
+def hbn_rows(results: Sequence[Result]) -> list[Row]:
+    """Monolayers of hBN, whose contrast is 2.5 % or less."""
+    rows = []
+    for oxide_nm in _HBN_OXIDES_NM:
+        here = [
+            r
+            for r in _of(results, "hbn")
+            if r.task.scene is not None and r.task.scene.oxide_nm == oxide_nm
+        ]
+        name = f"hBN monolayer on {oxide_nm:g} nm"
+        hits, present = recalled(here, 1, _HBN_UM2)
+        rows.append(share_row(f"simulated: recall, {name}", hits, present, 0.80))
+        right, said = precise(here, 1, _HBN_UM2)
+        rows.append(share_row(f"simulated: precision, {name}", right, said, 0.90))
+    return rows
+
+
+def change_rows(results: Sequence[Result]) -> list[Row]:
+    """Points of AP50 that each change of the microscope costs, on the same chips."""
+    rows = []
+    for method in ours():
+        base = _scores(_of(results, f"change: {_BASE}", method.name))
+        rows.append(
+            Row(
+                f"simulated: {_beside(method.name, 'AP50 before any change')}",
+                None if base is None else base.ap50,
+                n=None if base is None else base.n_true,
+            )
+        )
+        for name in _CHANGES:
+            changed = _scores(_of(results, f"change: {name}", method.name))
+            lost = None
+            if base is not None and changed is not None:
+                lost = 100.0 * (base.ap50 - changed.ap50)
+            rows.append(
+                Row(
+                    f"simulated: {_beside(method.name, f'AP50 lost, {name}')}",
+                    lost,
+                    "points",
+                    3.0 if method.name == ours()[0].name else None,
+                    "lower",
+                    n=None if changed is None else changed.n_true,
+                )
+            )
+    return rows
+
+
+def dirt_rows(results: Sequence[Result]) -> list[Row]:
+    """Residue without any flake, and rare layer numbers among common ones."""
+    rows = []
+    least_um2 = _FALSE_PX * 0.384**2
+    for method in ours():
+        mine = _of(results, "dirt", method.name)
+        photographs = sum(len(r.overlaps) for r in mine)
+        false = sum(c.area_um2 > least_um2 for r in mine for c in r.claims)
+        rows.append(
+            Row(
+                f"simulated: {_beside(method.name, 'false flakes a photograph of residue')}",
+                false / photographs if photographs else None,
+                "",
+                0.5 if method.name == ours()[0].name else None,
+                "lower",
+                n=photographs,
+                note=f"larger than {_FALSE_PX} px",
+            )
+        )
+    mine = _of(results, "imbalance")
+    counts = {n: recalled(mine, n, _LARGE_UM2) for n in (1, 4)}
+    shares = {n: hits / present for n, (hits, present) in counts.items() if present}
+    is_known = 1 in shares and 4 in shares and shares[1] > 0
+    rows.append(
+        Row(
+            "simulated: recall of 4 L over that of 1 L, at 1 : 14",
+            shares[4] / shares[1] if is_known else None,
+            "",
+            0.90,
+            n=counts[4][1],
+            note=f"{counts[1][1]} monolayers" if is_known else "none of the rare ones there",
+        )
+    )
+    return rows
+
+
+def probability_rows(results: Sequence[Result]) -> list[Row]:
+    """How far beliefs and truth are apart: 90 % should be right nine times in ten."""
+    rows = []
+    for method in ours():
+        pairs = [
+            (c.top_probability, c.layers == c.true_layers)
+            for group in ("layers", f"change: {_BASE}", LABORATORY)
+            for r in _of(results, group, method.name)
+            for c in r.claims
+            if c.fate == "hit" and c.top_probability is not None
+        ]
+        rows.append(
+            Row(
+                f"simulated: {_beside(method.name, 'calibration error of the layer probability')}",
+                calibration_error(pairs) if pairs else None,
+                "",
+                0.05 if method.name == ours()[0].name else None,
+                "lower",
+                n=len(pairs),
+                note="ECE, ten bins, matched terraces, laboratories included",
+            )
+        )
+    return rows
+
+
+def calibration_error(pairs: Sequence[tuple[float, bool]], bins: int = 10) -> float:
+    """Expected calibration error (C. Guo et al., ICML 2017): mean gap of belief and truth."""
+    said = np.array([p for p, _ in pairs], dtype=np.float64)
+    true = np.array([t for _, t in pairs], dtype=np.float64)
+    where = np.minimum((said * bins).astype(int), bins - 1)
+    gaps = [
+        np.count_nonzero(where == k) * abs(said[where == k].mean() - true[where == k].mean())
+        for k in range(bins)
+        if np.any(where == k)
+    ]
+    return float(np.sum(gaps) / said.size)
+
+
+def strangeness_rows(results: Sequence[Result]) -> list[Row]:
+    """Whether a detector notices that it is shown something else than a chip in focus."""
+    rows = []
+    for method in ours():
+        for shown, group, among in (
+            (MICROGRAPHS, REAL, "real: "),
+            (BLUR, REAL, "real: "),
+            (RESIDUE, LABORATORY, "simulated: "),
+        ):
+            usual = [s for r in _of(results, group, method.name) for s in r.strangeness]
+            odd = [s for r in _of(results, shown, method.name) for s in r.strangeness]
+            value = area_under_curve(usual, odd)
+            rows.append(
+                Row(
+                    among + _beside(method.name, f"in-distribution AUROC, {shown}"),
+                    value,
+                    "",
+                    0.95 if method.name == ours()[0].name else None,
+                    n=len(odd),
+                    note=_NO_DATA if value is None else f"against {len(usual)} proper ones",
+                )
+            )
+    return rows
+
+
+def area_under_curve(usual: Sequence[float | None], odd: Sequence[float | None]) -> float | None:
+    """Chance that an odd one is stranger than a usual one; ties count half. None: nothing to do."""
+    low = [s for s in usual if s is not None]
+    high = [s for s in odd if s is not None]
+    if not low or not high:
+        return None
+    wins = sum((h > l) + 0.5 * (h == l) for h in high for l in low)
+    return float(wins) / (len(low) * len(high))
+
+
+def laboratory_rows(results: Sequence[Result]) -> list[Row]:
+    """Other lamps, filters, tone curves, crystals: each photograph a user of its own."""
+    rows = []
+    for method in (*ours(), *rivals()):
+        mine = _of(results, LABORATORY, method.name)
+        scores = _scores(mine)
+        if scores is None:
+            continue
+        for figure in ("ap50", "precision", "recall"):
+            shown = {"ap50": "AP50"}.get(figure, figure)
+            value = float(getattr(scores, figure))
+            rows.append(
+                Row(
+                    f"simulated laboratories: {_beside(method.name, shown)}",
+                    value if np.isfinite(value) else None,
+                    n=scores.n_true,
+                    note=f"{len(mine)} photographs, a microscope and a crystal each",
+                )
+            )
+        met = [t for r in mine for t in r.truths if t.is_met and t.layers in _LAYERS]
+        if not any(method.name == one.name for one in ours()):
+            continue
+        right = sum(t.layers == t.said_layers for t in met)
+        rows.append(
+            share_row(
+                f"simulated laboratories: {_beside(method.name, 'layer right, 1 to 4 L')}",
+                right,
+                len(met),
+            )
+        )
+    return rows
+
+
+def merging_rows(count: int, seed: int) -> list[Row]:
+    """Terraces across tile borders, through the search's own merging."""
+    found = merged_chip(count, seed)
+    note = f"{found.across} across borders, {found.glued} glued, {found.merging_s:.1f} s"
+    return [
+        Row(
+            "tiled chip: duplicates",
+            float(found.doubled),
+            "",
+            0.0,
+            "lower",
+            None,
+            count,
+            None,
+            note,
+        ),
+        Row("tiled chip: losses", float(found.lost), "", 0.0, "lower", None, count, None, note),
+    ]
