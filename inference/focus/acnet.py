@@ -43,6 +43,7 @@ _LEAST_PROBE = 0.4  # of the usual step
 _PROBE_PER_DEFOCUS = 2.0  # step over what one frame says of |defocus|
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
+_MOST_STIG_SEEN_DOF = 3.0  # left in a frame whose sharpness is compared with others'
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
 
 
@@ -220,27 +221,37 @@ class ACNet:
         With a stigmator the bracket has to be seen with most of the astigmatism gone: what an
         error of scale leaves grows with it.
         """
-        if belief.sigma_dof > self.limits.most_sigma_dof:
+        return self._is_known(belief) and self._is_bracket(self._offsets(views, belief), belief)
+
+    def _is_known(self, belief: FocusBelief) -> bool:
+        limits = self.limits
+        if limits.has_stigmator and belief.stig_sigma_dof > limits.most_stig_sigma_dof:
             return False
-        if self.limits.has_stigmator and belief.stig_sigma_dof > self.limits.most_stig_sigma_dof:
-            return False
-        is_round = self.prior.astigmatism_dof <= 0.0
-        least, uneven = (2.0, 2.0) if is_round else (1.2, 2.5)
-        above: list[float] = []
-        below: list[float] = []
-        for view in views:
-            command = view.command
-            if command.field_ratio != 1.0 or self._stig_off_dof(command, belief) > 1.5:
-                continue
-            off = command.z_dof - belief.z_dof
-            if abs(off) >= least:
-                (above if off > 0 else below).append(abs(off))
-        most = 10.0 if belief.is_noise_white else _UNKNOWN_BRACKET_DOF + 1.0
-        return any(1.0 / uneven < a / b < uneven and max(a, b) < most for a in above for b in below)
+        return belief.sigma_dof <= limits.most_sigma_dof
+
+    def _offsets(self, views: Sequence[FocusView], belief: FocusBelief) -> list[float]:
+        """How far off focus the frames were taken that a bracket can be made of."""
+        return [
+            view.command.z_dof - belief.z_dof
+            for view in views
+            if view.command.field_ratio == 1.0 and self._stig_off_dof(view.command, belief) <= 1.5
+        ]
+
+    def _is_bracket(self, offsets: Sequence[float], belief: FocusBelief) -> bool:
+        least, uneven, most = 2.0, 2.0, 10.0
+        if self.prior.astigmatism_dof > 0.0:
+            # What is left of the astigmatism puts its line foci as far off on both sides.
+            least, uneven, most = 1.0, 2.5, 10.0 if self.limits.has_stigmator else 13.0
+        if not belief.is_noise_white:
+            most = min(most, _UNKNOWN_BRACKET_DOF + 1.0)
+        above = [off for off in offsets if least <= off < most]
+        below = [-off for off in offsets if least <= -off < most]
+        return any(1.0 / uneven < a / b < uneven for a in above for b in below)
 
     def _stig_off_dof(self, command: FocusCommand, belief: FocusBelief) -> float:
-        if not self.limits.has_stigmator:
-            return 0.0
+        return self._stig_left_dof(command, belief) if self.limits.has_stigmator else 0.0
+
+    def _stig_left_dof(self, command: FocusCommand, belief: FocusBelief) -> float:
         return math.hypot(
             command.stig_x_dof - belief.stig_x_dof, command.stig_y_dof - belief.stig_y_dof
         )
@@ -260,11 +271,15 @@ class ACNet:
         if belief.evidence < self.limits.least_evidence:
             return "nothing in the field changes with focus"
         off = abs(math.log(belief.scale / self.prior.blur_px_per_dof))
-        if off > 1.7 * self.prior.blur_log_sd:
+        # Near focus, where an astigmatic lens is bracketed, scale and shape are hardly told apart.
+        most = 1.7 if self.prior.astigmatism_dof <= 0.0 else 3.0
+        if off > most * self.prior.blur_log_sd:
             return f"the blur's scale is off by {math.expm1(off):.0%}: no optics looks like that"
         if max(v.presence for v in views) < self.limits.least_presence:
             return "nothing in the field stands out of the noise"
         last = views[-1]
+        if self._stig_left_dof(last.command, belief) > _MOST_STIG_SEEN_DOF:
+            return ""  # the circle of least confusion is no sharper than a line, where noise counts
         fineness = fineness_all_round if self.prior.astigmatism_dof > 0.0 else fineness_of_rings
         mine, spread = fineness(last)
         for other in views[:-1]:
@@ -340,6 +355,15 @@ class ACNet:
         ]
         if not commands:
             return self._bounded(FocusCommand(z), "bracket", views, belief)
+        if self._is_known(belief):
+            # What is missing is the bracket.
+            offsets = self._offsets(usable, belief)
+            commands = [
+                c
+                for c in commands
+                if self._stig_off_dof(c, belief) <= 1.5
+                and self._is_bracket([*offsets, c.z_dof - z], belief)
+            ] or commands
         best, _ = most_telling(usable, self.prior, commands, has_stigmator=limits.has_stigmator)
         return self._bounded(commands[best], "bracket", views, belief)
 
