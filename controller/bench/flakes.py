@@ -17,7 +17,7 @@ that name no method are of the detector that the search uses: FlakeNet if it is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -39,6 +39,7 @@ from controller.bench.flakes_baselines.tasks import (
     run_all,
 )
 from controller.bench.numbers import load, quantile_row, share_row
+from controller.errors import BadSettings
 from controller.figures import Row
 from inference.flakes.scoring import Overlaps, Scores, score_overlaps
 
@@ -52,6 +53,15 @@ _REAL_COUNTED: Final = 6
 _FALSE_PX: Final = 200
 _PUBLISHED: Final = "their own program, measured on these: AP50 0.276, P 0.60, R 0.35"
 _NO_DATA: Final = "no real photographs here: set SCOPELOOP_DATA"
+
+LAYERS: Final = "layers"
+HBN: Final = "hbn"
+CHANGE: Final = "change"
+DIRT: Final = "dirt"
+IMBALANCE: Final = "imbalance"
+TIME: Final = "time"
+MERGING: Final = "merging"
+PARTS: Final = (REAL, LAYERS, HBN, CHANGE, DIRT, IMBALANCE, LABORATORY, TIME, MERGING)
 
 _BASE: Final = "as it is"
 _CHANGES: Final[dict[str, dict[str, object]]] = {
@@ -86,7 +96,7 @@ class Plan:
     change_wafers: tuple[tuple[str, float], ...]
 
 
-QUICK: Final = Plan(1, 1, 1, 2, 1, 2, 6, 2, 2_000, (800, 1280), (("graphene", 90.0),))
+QUICK: Final = Plan(1, 1, 1, 2, 1, 2, 6, 1, 2_000, (720, 1152), (("graphene", 90.0),))
 FULL: Final = Plan(
     8, 6, 8, 10, 10, 40, 27, 10, 10_000, (1200, 1920), (("graphene", 90.0), ("mos2", 285.0))
 )
@@ -98,23 +108,32 @@ def measure(quick: bool, seed: int) -> list[Row]:
 
 
 def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
-    """Measure everything, and say how far it is."""
+    """Measure everything, or the parts named in `PARTS`, and say how far it is."""
     plan = QUICK if quick else FULL
-    timed = time_rows(real_masked(plan.timed))  # before other processes keep the machine busy
-    results = run_all(tasks(plan, seed), progress=report.progress)
-    return [
-        *real_rows(results),
-        *timed,
-        *layer_rows(results),
-        *method_rows(results),
-        *hbn_rows(results),
-        *change_rows(results),
-        *dirt_rows(results),
-        *probability_rows(results),
-        *strangeness_rows(results),
-        *laboratory_rows(results),
-        *merging_rows(plan.merged, seed),
-    ]
+    unknown = [part for part in report.only if part not in PARTS]
+    if unknown:
+        raise BadSettings("bench flakes", "only", repr(unknown[0]), f"one of {', '.join(PARTS)}")
+    wanted = set(report.only or PARTS)
+    rows: list[Row] = []
+    if TIME in wanted:  # before other processes keep the machine busy
+        rows += time_rows(real_masked(plan.timed))
+    if MERGING in wanted:
+        rows += merging_rows(plan.merged, seed)
+    todo = [task for task in tasks(plan, seed) if task.group.partition(":")[0] in wanted]
+    results = run_all(todo, report.jobs, report.progress, report.most_s) if todo else []
+    makers: dict[str, Callable[[Sequence[Result]], list[Row]]] = {
+        REAL: real_rows,
+        LAYERS: lambda found: [*layer_rows(found), *method_rows(found)],
+        HBN: hbn_rows,
+        CHANGE: change_rows,
+        DIRT: dirt_rows,
+        IMBALANCE: imbalance_rows,
+        LABORATORY: laboratory_rows,
+    }
+    found = [row for part, rows_of in makers.items() if part in wanted for row in rows_of(results)]
+    if not report.only:
+        found += [*probability_rows(results), *strangeness_rows(results)]
+    return [*found, *rows]
 
 
 # --- what is asked ---------------------------------------------------------------------------
@@ -135,18 +154,16 @@ def tasks(plan: Plan, seed: int) -> list[Task]:
     for number, material in enumerate(_MATERIALS):
         for k, oxide_nm in enumerate(_OXIDES_NM):
             scene = Scene(material, oxide_nm, shape_px=plan.shape_px)
-            found.append(
-                Task("layers", seeds(10 + 3 * number + k, plan.layers), scene, "everybody")
-            )
+            found.append(Task(LAYERS, seeds(10 + 3 * number + k, plan.layers), scene, "everybody"))
     for k, oxide_nm in enumerate(_HBN_OXIDES_NM):
         thin = {"max_layers": 4, "thick_fraction": 0.2}
         scene = Scene("hbn", oxide_nm, shape_px=plan.shape_px, chip=thin)
-        found.append(Task("hbn", seeds(30 + k, plan.hbn), scene))
+        found.append(Task(HBN, seeds(30 + k, plan.hbn), scene))
     for k, (material, oxide_nm) in enumerate(plan.change_wafers):
         scene = Scene(material, oxide_nm, shape_px=plan.shape_px)
         for name, change in ((_BASE, {}), *_CHANGES.items()):
             changed = replace(scene, **change)  # type: ignore[arg-type]
-            found.append(Task(f"change: {name}", seeds(40 + k, plan.changes), changed))
+            found.append(Task(f"{CHANGE}: {name}", seeds(40 + k, plan.changes), changed))
     rare = {
         "layer_exponent": 1.904,  # 4 ** 1.904 = 14
         "max_layers": 4,
@@ -154,7 +171,7 @@ def tasks(plan: Plan, seed: int) -> list[Task]:
         "flakes_per_mm2": 300.0,
         "median_area_um2": 200.0,
     }
-    found.append(Task("imbalance", seeds(50, plan.imbalance), Scene(chip=rare)))
+    found.append(Task(IMBALANCE, seeds(50, plan.imbalance), Scene(chip=rare)))
     dirty = {
         "flakes_per_mm2": 0.0,
         "debris_per_mm2": 0.0,
@@ -163,7 +180,7 @@ def tasks(plan: Plan, seed: int) -> list[Task]:
         "films_per_mm2": 8.0,
         "bubbles_per_mm2": 8.0,
     }
-    found.append(Task("dirt", seeds(51, plan.residue), Scene(shape_px=plan.shape_px, chip=dirty)))
+    found.append(Task(DIRT, seeds(51, plan.residue), Scene(shape_px=plan.shape_px, chip=dirty)))
     return found
 
 
@@ -279,7 +296,7 @@ def time_rows(photographs: Sequence[Photograph]) -> list[Row]:
 def layer_rows(results: Sequence[Result]) -> list[Row]:
     """Precision and recall per crystal, oxide and layer number, from 100 um2 on."""
     rows = []
-    mine = _of(results, "layers")
+    mine = _of(results, LAYERS)
     for material in _MATERIALS:
         for oxide_nm in _OXIDES_NM:
             here = [
@@ -334,7 +351,7 @@ def method_rows(results: Sequence[Result]) -> list[Row]:
     """Every method on the same simulated photographs, whatever the layer number."""
     rows = []
     for method in (*ours(), *rivals()):
-        mine = _of(results, "layers", method.name)
+        mine = _of(results, LAYERS, method.name)
         scores = _scores(mine)
         where = f"{len(mine)} of {len(_MATERIALS) * len(_OXIDES_NM)} crystals and oxides"
         for figure in ("ap50", "precision", "recall"):
@@ -357,7 +374,7 @@ def hbn_rows(results: Sequence[Result]) -> list[Row]:
     for oxide_nm in _HBN_OXIDES_NM:
         here = [
             r
-            for r in _of(results, "hbn")
+            for r in _of(results, HBN)
             if r.task.scene is not None and r.task.scene.oxide_nm == oxide_nm
         ]
         name = f"hBN monolayer on {oxide_nm:g} nm"
@@ -372,7 +389,8 @@ def change_rows(results: Sequence[Result]) -> list[Row]:
     """Points of AP50 that each change of the microscope costs, on the same chips."""
     rows = []
     for method in ours():
-        base = _scores(_of(results, f"change: {_BASE}", method.name))
+        unchanged = _of(results, f"{CHANGE}: {_BASE}", method.name)
+        base = _scores(unchanged)
         rows.append(
             Row(
                 f"simulated: {_beside(method.name, 'AP50 before any change')}",
@@ -381,10 +399,13 @@ def change_rows(results: Sequence[Result]) -> list[Row]:
             )
         )
         for name in _CHANGES:
-            changed = _scores(_of(results, f"change: {name}", method.name))
+            found = _of(results, f"{CHANGE}: {name}", method.name)
+            seeds = {result.task.seeds for result in found}  # where time ran out, not all
+            before = _scores([result for result in unchanged if result.task.seeds in seeds])
+            changed = _scores(found)
             lost = None
-            if base is not None and changed is not None:
-                lost = 100.0 * (base.ap50 - changed.ap50)
+            if before is not None and changed is not None:
+                lost = 100.0 * (before.ap50 - changed.ap50)
             rows.append(
                 Row(
                     f"simulated: {_beside(method.name, f'AP50 lost, {name}')}",
@@ -399,11 +420,11 @@ def change_rows(results: Sequence[Result]) -> list[Row]:
 
 
 def dirt_rows(results: Sequence[Result]) -> list[Row]:
-    """Residue without any flake, and rare layer numbers among common ones."""
+    """Residue, and no flake at all."""
     rows = []
     least_um2 = _FALSE_PX * 0.384**2
     for method in ours():
-        mine = _of(results, "dirt", method.name)
+        mine = _of(results, DIRT, method.name)
         photographs = sum(len(r.overlaps) for r in mine)
         false = sum(c.area_um2 > least_um2 for r in mine for c in r.claims)
         rows.append(
@@ -417,11 +438,16 @@ def dirt_rows(results: Sequence[Result]) -> list[Row]:
                 note=f"larger than {_FALSE_PX} px",
             )
         )
-    mine = _of(results, "imbalance")
+    return rows
+
+
+def imbalance_rows(results: Sequence[Result]) -> list[Row]:
+    """Rare layer numbers among common ones."""
+    mine = _of(results, IMBALANCE)
     counts = {n: recalled(mine, n, _LARGE_UM2) for n in (1, 4)}
     shares = {n: hits / present for n, (hits, present) in counts.items() if present}
     is_known = 1 in shares and 4 in shares and shares[1] > 0
-    rows.append(
+    return [
         Row(
             "simulated: recall of 4 L over that of 1 L, at 1 : 14",
             shares[4] / shares[1] if is_known else None,
@@ -430,8 +456,7 @@ def dirt_rows(results: Sequence[Result]) -> list[Row]:
             n=counts[4][1],
             note=f"{counts[1][1]} monolayers" if is_known else "none of the rare ones there",
         )
-    )
-    return rows
+    ]
 
 
 def probability_rows(results: Sequence[Result]) -> list[Row]:
@@ -440,7 +465,7 @@ def probability_rows(results: Sequence[Result]) -> list[Row]:
     for method in ours():
         pairs = [
             (c.top_probability, c.layers == c.true_layers)
-            for group in ("layers", f"change: {_BASE}", LABORATORY)
+            for group in (LAYERS, f"{CHANGE}: {_BASE}", LABORATORY)
             for r in _of(results, group, method.name)
             for c in r.claims
             if c.fate == "hit" and c.top_probability is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -262,11 +263,14 @@ def run_all(
     tasks: Sequence[Task],
     jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
+    most_s: float | None = None,
 ) -> list[Result]:
-    """All results in the tasks' order, whatever process they came from; jobs 1: in this one."""
+    """All results in the tasks' order, whatever process they came from.
+
+    jobs: processes, None: one a core. most_s: what has not begun by then is left out.
+    """
     workers = min(jobs or os.cpu_count() or 1, len(tasks))
-    if workers <= 1:
-        return [result for task in tasks for result in run_task(task)]
+    began_s = time.monotonic()
     found: dict[int, list[Result]] = {}
     with (
         _one_thread_each(),
@@ -276,7 +280,12 @@ def run_all(
             pool.submit(run_task, task): number for number, task in enumerate(tasks)
         }
         for future in as_completed(waiting):
+            if future.cancelled():
+                continue
             found[waiting[future]] = future.result()
             if progress is not None:
                 progress(f"{len(found)} of {len(tasks)} sets of photographs")
-    return [result for number in range(len(tasks)) for result in found[number]]
+            if most_s is not None and time.monotonic() - began_s > most_s:
+                for other in waiting:
+                    other.cancel()
+    return [result for number in sorted(found) for result in found[number]]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from controller.bench import Report
 from controller.bench import flakes as bench
 from controller.bench.flakes_baselines import classical, merged_chip, methods
 from controller.bench.flakes_baselines.gaussian_mixture import (
@@ -18,6 +19,7 @@ from controller.bench.flakes_baselines.gaussian_mixture import (
 )
 from controller.bench.flakes_baselines.photographs import Photograph, Scene, simulated
 from controller.bench.flakes_baselines.tasks import Claim, Result, Task, Truth, run_task
+from controller.errors import BadSettings
 from inference.flakes.scoring import Instance, Overlaps, iou_matrix
 
 SUBSTRATE = np.array([130.0, 115.0, 155.0])
@@ -253,3 +255,30 @@ def test_losses_and_duplicates_would_be_seen(monkeypatch):
         merged_chip, "merge_terraces", lambda pieces, boxes: merge(pieces, boxes)[7:]
     )
     assert merged_chip.merged_chip(200, 3).lost == 7
+
+
+def test_a_part_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(BadSettings, match=r"layres.*real, layers"):
+        bench.measure_with(True, 1, Report(only=("layres",)))
+
+
+def test_parts_are_measured_alone_and_without_processes_where_none_are_needed():
+    rows = bench.measure_with(True, 1, Report(only=("merging",)))
+    assert [row.name for row in rows] == ["tiled chip: duplicates", "tiled chip: losses"]
+    assert [row.met for row in rows] == [True, True]
+
+
+def test_points_lost_are_between_the_same_chips():
+    def of(group, seed, hit):
+        ious = np.array([[0.9 if hit else 0.0]])
+        overlaps = (Overlaps(ious, np.ones(1), np.zeros(1)),)
+        task = Task(f"change: {group}", (seed,), SMALL)
+        return Result(task, methods.ours()[0].name, overlaps, overlaps, (), (), (0.0,))
+
+    found = [of("as it is", 1, True), of("as it is", 2, False), of("JPEG 85", 2, False)]
+    values = {row.name: row.value for row in bench.change_rows(found)}
+    assert values["simulated: AP50 lost, JPEG 85"] == 0.0
+    assert values["simulated: AP50 lost, NA 0.8"] is None
+    found.append(of("JPEG 85", 1, False))
+    values = {row.name: row.value for row in bench.change_rows(found)}
+    assert values["simulated: AP50 lost, JPEG 85"] == pytest.approx(100 * 0.5 * 51 / 101)
