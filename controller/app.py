@@ -6,9 +6,8 @@ Everything else is handed what it works with; what a command does with it stands
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import inference
 from controller.errors import BadSettings
 from controller.eyes import MakeDetector, SearchEyes
 from controller.focusing.few_frames import FewFrames
+from controller.processes import processes
 from controller.record import rundir
 from controller.safety import Envelope
 from controller.search.scorecard import TruthTerrace
@@ -189,7 +189,7 @@ def flake_examples(
     if jobs == 1:
         yield from filter(None, map(_flake_example, tasks))
         return
-    with ProcessPoolExecutor(jobs or None, multiprocessing.get_context("spawn")) as pool:
+    with processes(jobs or os.cpu_count() or 1) as pool:
         yield from filter(None, pool.map(_flake_example, tasks, chunksize=4))
 
 

@@ -21,11 +21,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import Future, as_completed
 from dataclasses import astuple, dataclass
 from functools import cache
-from multiprocessing import get_context
 from typing import Final
 
 import cv2
@@ -57,11 +55,11 @@ from controller.bench.focus_baselines.rows import (
 )
 from controller.errors import BadSettings
 from controller.figures import Row
+from controller.processes import processes
 from inference.focus.evaluate import FocusMethod
 
 _RUNS_A_JOB: Final = 2
 _PARTIAL_EVERY_S: Final = 20.0
-_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _RIVALS: Final = "rivals"
 _MEASURES: Final = "measures"
 _KINDS: Final = (OURS, _RIVALS, _MEASURES)
@@ -192,21 +190,6 @@ def run_job(
     return results
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started within count for one core each: libraries read this when they load."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def run_all(
     plan: Plan,
     seed: int,
@@ -222,10 +205,7 @@ def run_all(
     workers = max(1, min(asked.jobs or os.cpu_count() or 1, len(jobs)))
     began_s = told_s = time.perf_counter()
     found: dict[int, list[RunResult]] = {}
-    with (
-        _one_thread_each(),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-    ):
+    with processes(workers) as pool:
         waiting: dict[Future[list[RunResult]], int] = {
             pool.submit(run_job, seed, job, plan, asked.only): number
             for number, job in enumerate(jobs)

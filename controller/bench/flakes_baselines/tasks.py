@@ -10,11 +10,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from typing import Final, Literal, TypeAlias
 
 import cv2
@@ -31,6 +29,7 @@ from controller.bench.flakes_baselines.photographs import (
     real_masked,
     simulated,
 )
+from controller.processes import processes
 from inference.api import BadImage
 from inference.flakes.evaluate import Fate, image_result
 from inference.flakes.masks import cut_out
@@ -45,7 +44,6 @@ MICROGRAPHS: Final = "electron micrographs"
 BLUR: Final = "twice the blur"
 RESIDUE: Final = "unseen residue"
 
-_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STRANGE_PX: Final = 1024
 _BLURRED_SIGMA_PX: Final = 2.0  # on edges of about 1 px: more than twice as wide
 
@@ -244,21 +242,6 @@ def _result(
 # --- processes -------------------------------------------------------------------------------
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started within count for one core each: libraries read this when they load."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def run_all(
     tasks: Sequence[Task],
     jobs: int | None = None,
@@ -272,10 +255,7 @@ def run_all(
     workers = min(jobs or os.cpu_count() or 1, len(tasks))
     began_s = time.monotonic()
     found: dict[int, list[Result]] = {}
-    with (
-        _one_thread_each(),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-    ):
+    with processes(workers) as pool:
         waiting: dict[Future[list[Result]], int] = {
             pool.submit(run_task, task): number for number, task in enumerate(tasks)
         }
