@@ -167,6 +167,23 @@ class CalibrationFitted:
 
 
 @dataclass(frozen=True, slots=True)
+class LightChanged:
+    """The bare substrate looks otherwise than on the tiles just before: lamp, filter or camera.
+
+    Told of the first tile after. No label changes by it: what is read under another tint than the
+    calibration's is set aside until colours were fitted for it, which is a fact of its own.
+    """
+
+    shot: ShotKind
+    index: int
+    before_rgb: tuple[float, float, float]  # digital numbers of the substrate
+    after_rgb: tuple[float, float, float]
+    is_tint: bool  # not the brightness alone, which cancels in a contrast
+    reason: str
+    kind: Literal["light_changed"] = "light_changed"
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedTile:
     """One field of the scan."""
 
@@ -282,6 +299,7 @@ Fact: TypeAlias = (
     | ChipFound
     | FocusMeasured
     | CalibrationFitted
+    | LightChanged
     | ScanPlanned
     | RevisitsPlanned
     | Revisited

@@ -48,6 +48,7 @@ _CROP_PX = 420  # a card's picture, at most
 _CROP_MARGIN = 1.5  # of the terrace's own size
 _LEAST_CROP_UM = 60.0
 _SURFACE_POINTS = 41
+_LIGHT_TOLD = 5  # changes of the light that the report names one by one
 
 
 def conclude(
@@ -113,11 +114,19 @@ def conclude(
         skipped=tuple(state.skipped),
         refused=tuple(state.refused),
         frames_missing=tuple(state.missing),
+        warnings=_light_warnings(state),
         truth=() if truth is None else truth(entries),
         downloads=downloads,
     )
     write_report(run.report_path, content)
     return entries
+
+
+def _light_warnings(state: SearchState) -> tuple[str, ...]:
+    """What the first tile after each change of the light showed."""
+    first, rest = state.light_changes[:_LIGHT_TOLD], state.light_changes[_LIGHT_TOLD:]
+    told = tuple(f"From {change.shot} {change.index} on {change.reason}." for change in first)
+    return (*told, f"{len(rest)} more changes of the light.") if rest else told
 
 
 def wanted_in_words(settings: Settings) -> str:

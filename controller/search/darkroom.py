@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import cv2
@@ -27,7 +27,14 @@ import numpy.typing as npt
 
 from controller.errors import BadFrame, SearchFailed, StreamError
 from controller.geometry import CameraGeometry, pixel_to_stage_um
-from controller.messages import Analysed, CalibrationFitted, Exposed, ShotKind, Skipped
+from controller.messages import (
+    Analysed,
+    CalibrationFitted,
+    Exposed,
+    LightChanged,
+    ShotKind,
+    Skipped,
+)
 from controller.record.frames import FrameStore
 from controller.record.recorder import Recorder
 from controller.search.outline import OverviewFrame
@@ -37,6 +44,8 @@ from controller.search.session import Session
 from controller.stream import Exposure
 from drivers.api import Frame, Objective, Pixels, Pose
 from inference.api import FlakeDetector
+from inference.flakes.light import LightWatch
+from inference.flakes.physics_detector import OTHER_LIGHT
 
 RETAKES: Final = 2  # rounds over tiles whose frame was lost
 BLACK: Final = "black: no light came; check lamp, shutter and camera.exposure_s"
@@ -44,6 +53,8 @@ _SATURATED: Final = "saturated: every pixel is at its end; lower camera.exposure
 IN_FLIGHT: Final = 6  # frames exposed and not yet looked at
 _OVERVIEW_PX: Final = 320  # width of the small pictures that find the chip
 _CALIBRATION_TILES: Final = 12  # tiles with flakes that the colour calibration is fitted on
+_STRANGE_TILES: Final = 3  # under another light: fewer are not worth colours of their own
+_INHERITED: Final = 0.5  # of its confidence is left of a calibration under another light
 _FAILED_IN_A_ROW: Final = 3  # frames that did not come: then the camera is given up
 _UNLIT_IN_A_ROW: Final = 10  # frames that show nothing: then the lamp is
 
@@ -92,6 +103,7 @@ class Darkroom:
         self._lost_in_a_row = 0
         self._detectors: dict[str, FlakeDetector] = {}
         self._calibrating: asyncio.Task[None] | None = None
+        self._light = LightWatch()
 
     # --- one exposure ----------------------------------------------------------------------
 
@@ -183,13 +195,32 @@ class Darkroom:
                 session.analyst, self._shrunk, pixels, pose
             )
         else:
-            session.post(
-                await loop.run_in_executor(
-                    session.analyst, self._analysed, shot, index, pixels, pose, bit_depth
+            seen = await loop.run_in_executor(
+                session.analyst, self._analysed, shot, index, pixels, pose, bit_depth
+            )
+            session.post(seen)
+            if shot == "tile":
+                self._watch_light(seen)
+                self._calibrate_in_passing()
+
+    def _watch_light(self, seen: Analysed) -> None:
+        """Tell of the first tile that shows another light; frames come in the order of exposure."""
+        if not seen.in_distribution and not seen.reason.startswith(OTHER_LIGHT):
+            return  # whatever fills the frame, it is no bare substrate
+        change = self._light.seen(seen.substrate_rgb)
+        if change is not None:
+            words = change.in_words()
+            self._session.post(
+                LightChanged(
+                    seen.shot,
+                    seen.index,
+                    change.before_rgb,
+                    change.after_rgb,
+                    change.is_tint,
+                    words,
                 )
             )
-            if shot == "tile":
-                self._calibrate_in_passing()
+            self._session.watcher.note(f"{seen.shot} {seen.index}: {words}")
 
     async def look_again(self, shot: ShotKind, index: int) -> None:
         """Analyse a frame that is on the disk."""
@@ -295,8 +326,9 @@ class Darkroom:
             session.post(
                 Skipped("colour calibration", "nothing to fit on; nominal colours are used")
             )
+        known = session.state.calibration
         for calibration in fitted:
-            session.post(calibration)
+            session.post(calibration if known is None else _inherited(calibration, known))
         self._detectors.clear()
 
     async def finish_calibration(self) -> None:
@@ -306,8 +338,32 @@ class Darkroom:
             await self._calibrating
         elif self._session.state.calibration is None and (rich := self._rich_tiles()):
             await self._calibrate(rich[:_CALIBRATION_TILES])
+        strange = self._tiles_under_another_light()
+        if len(strange) >= _STRANGE_TILES:
+            await self._calibrate(strange[:_CALIBRATION_TILES])
         for shot, index in sorted(self._session.state.outdated):
             await self.look_again(shot, index)
+
+    def _tiles_under_another_light(self) -> list[int]:
+        """Set aside because their substrate is not that of any calibration."""
+        return [
+            index
+            for (shot, index), seen in sorted(self._session.state.analysed.items())
+            if shot == "tile" and seen.reason.startswith(OTHER_LIGHT)
+        ]
+
+
+def _inherited(fitted: CalibrationFitted, known: CalibrationFitted) -> CalibrationFitted:
+    """Of a later light on the same wafer: what is surer, its own fit or the first light's."""
+    confidence = _INHERITED * known.confidence
+    if fitted.confidence >= confidence:
+        return fitted
+    return replace(
+        known,
+        confidence=confidence,
+        source=f"{known.source}, under another light",
+        substrate_rgb=fitted.substrate_rgb,
+    )
 
 
 # --- pure helpers --------------------------------------------------------------------------

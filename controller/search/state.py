@@ -18,6 +18,7 @@ from controller.messages import (
     Fact,
     FocusMeasured,
     FramesMissing,
+    LightChanged,
     Phase,
     PhaseStarted,
     Revisited,
@@ -47,6 +48,7 @@ class SearchState:
     focus_points: list[FocusMeasured] = field(default_factory=list)
     calibrations: list[CalibrationFitted] = field(default_factory=list)
     outdated: set[ShotKey] = field(default_factory=set)  # analysed before the calibration
+    light_changes: list[LightChanged] = field(default_factory=list)
     scan: ScanPlanned | None = None
     revisits: RevisitsPlanned | None = None
     revisited: dict[int, Revisited] = field(default_factory=dict)
@@ -97,6 +99,8 @@ def advance(state: SearchState, fact: Fact) -> None:
         case CalibrationFitted():
             state.calibrations.append(fact)
             state.outdated = {key for key in state.analysed if key[0] == "tile"}
+        case LightChanged():
+            state.light_changes.append(fact)
         case ScanPlanned():
             state.scan = fact
         case RevisitsPlanned():

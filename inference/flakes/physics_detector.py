@@ -60,6 +60,9 @@ from inference.flakes.thickness import estimate_thickness
 
 FloatArray = npt.NDArray[np.float32]
 
+OTHER_LIGHT = "substrate colour is not the calibration's"
+"""So begins the reason of an answer whose colours were read under another light."""
+
 _UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
 _UNCALIBRATED_SLACK = 0.75
 _SURE = 0.9  # a calibration's confidence: no need to look for another
@@ -306,7 +309,7 @@ class PhysicsDetector:
                 wafer, ready = self._fallback
             elif moved.is_deviant:
                 reason = (
-                    "substrate colour is not the calibration's: "
+                    f"{OTHER_LIGHT}: "
                     f"ln(R/G) moved by {moved.red_over_green:+.2f}, "
                     f"ln(B/G) by {moved.blue_over_green:+.2f}, ln(G) by {moved.brightness:+.2f}"
                 )

@@ -59,6 +59,7 @@ FACTS: tuple[messages.Fact, ...] = (
     messages.ChipFound(((0.0, 0.0), (5.0, 0.0), (5.0, 4.0)), 0.0, 0.0, 1.5, 0.9),
     messages.FocusMeasured(1.0, 2.0, 3.0, 0.1, True, "", "20x", 7, 15.0, "seed"),
     messages.CalibrationFitted(90.5, (1.0, 1.01, 0.98), 0.8, "fitted on 12 regions"),
+    messages.LightChanged("tile", 7, (70.0, 66.0, 88.0), (60.0, 56.5, 75.0), False, "green -15 %"),
     messages.ScanPlanned((messages.PlannedTile(0, 1.0, 2.0),), "20x", 480.0, 300.0, 0.1),
     messages.RevisitsPlanned((messages.PlannedRevisit(1, 1.0, 2.0),), "50x"),
     REVISITED,

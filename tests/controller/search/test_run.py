@@ -53,7 +53,7 @@ from controller.settings import Settings, load_toml, validated
 from drivers.errors import DriverError, LinkLost
 from inference.flakes.physics_detector import DetectorSettings
 from simulator import clock
-from simulator.optical_microscope import SimulatedMicroscope, Truth
+from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope, Truth
 
 SMOKE = Path(__file__).resolve().parents[3] / "configs" / "simulated_smoke.toml"
 SMALL: dict[str, Any] = {
@@ -545,3 +545,48 @@ def test_a_turned_and_mirrored_camera_of_12_bits_finds_the_same(tmp_path: Path, 
     assert sum(row.missed for row in card.rows) == 0
     assert card.position_rms_um is not None
     assert card.position_rms_um <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("optics", "lamp_ratio", "is_tint"),
+    [({}, 0.95, False), ({}, 0.75, False), ({"colour_temperature_k": 3_900.0}, 1.0, True)],
+)
+def test_a_change_of_the_light_is_told_of_the_first_tile_and_moves_no_label(
+    tmp_path: Path,
+    base: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    optics: dict[str, float],
+    lamp_ratio: float,
+    is_tint: bool,
+) -> None:
+    opened: list[SimulatedMicroscope] = []
+    open_instrument = app.open_instrument
+
+    def opening(settings: Settings, file: str) -> Any:
+        opened.append(open_instrument(settings, file))
+        return opened[-1]
+
+    monkeypatch.setattr(app, "open_instrument", opening)
+    changed = merged(SMALL, {"instrument": {"optics": optics}})["instrument"]
+    other = SimulatedMicroscope(
+        MicroscopeSettings(**{k: v for k, v in changed.items() if k != "driver"})
+    )
+
+    def at_step(phase: Phase, done: int) -> None:
+        if phase == "scan" and done == 4:
+            opened[0]._body.scene = other._body.scene
+            opened[0]._body.intensity_ratio = lamp_ratio
+
+    run = searched(tmp_path, at_step=at_step)
+    assert run.error is None
+    reds = [run.state.analysed["tile", tile].substrate_rgb[0] for tile in range(8)]
+    first = next(tile for tile in range(8) if abs(reds[tile] / reds[0] - 1.0) > 0.03)
+    assert first >= 3
+    (told,) = run.state.light_changes
+    assert (told.shot, told.index) == ("tile", first)
+    assert told.is_tint is is_tint
+    assert any(note.startswith(f"tile {first}: the bare substrate changed") for note in run.notes)
+    assert without_place(run.entries) == without_place(base.entries)
+    assert base.state.light_changes == []
+    # What was read under another tint was read with colours fitted for it, which is on record.
+    assert not is_tint or len(run.state.calibrations) == 2
