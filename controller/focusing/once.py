@@ -5,25 +5,32 @@ The strip is the run as a picture: every frame that was taken, in order, with wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from controller.focusing.few_frames import FewFrames, FewFramesResult, FewFramesStep
+from controller.focusing.optics import FocusOptics, focus_optics
 from controller.geometry import CameraGeometry, footprint_um
 from controller.motion import Motion
 from controller.record.rundir import writing
 from controller.safety import Envelope, Expose, Supervisor
 from controller.settings import Settings
 from controller.stream import FrameStream
-from drivers.api import Beam, Frame, Instrument, Stigmator
+from drivers.api import Beam, Frame, Instrument, Objective, Stigmator
 
 _TILE_PX = 256
 _TEXT_PX = 54
+FAR_DOF: Final = 110.0  # searched when the start seems far: 100 and a little
+LAST_MOVE_UNITS: Final = 8.0
+_LEAST_WIDE, _BEST_WIDE, _MOST_WIDE = 2.0, 4.0, 8.5
 
 
 def stigmator_of(instrument: Instrument) -> Stigmator | None:
@@ -32,10 +39,48 @@ def stigmator_of(instrument: Instrument) -> Stigmator | None:
     return found if isinstance(found, Stigmator) else None
 
 
-def depth_of_field_um(instrument: Instrument, pixel_size_nm: float, objective_um: float) -> float:
-    """Of the beam where there is one, else of the objective."""
-    beam = getattr(instrument, "beam", None)
-    return beam.depth_of_field_um(pixel_size_nm) if isinstance(beam, Beam) else objective_um
+@dataclass(frozen=True, slots=True)
+class Magnification:
+    """The fields of an electron beam, as a `Zoom`: the turret's entries that see wider."""
+
+    motion: Motion
+    fine: Objective
+    wide: Objective
+
+    @property
+    def ratio(self) -> float:
+        """Of the wide field over the fine one."""
+        return self.wide.pixel_size_nm / self.fine.pixel_size_nm
+
+    async def set_ratio(self, ratio: float) -> float:
+        """Select one of the two; returns how far the focus was lifted for it."""
+        name, motion = (self.fine.name if ratio == 1.0 else self.wide.name), self.motion
+        if motion.objective is not None and motion.objective.name == name:
+            return 0.0
+        here = motion.where
+        await motion.select_objective(name, "focus")
+        return max(0.0, motion.supervisor.turret_z_um(here, name) - here.z.low_um)
+
+
+def wide_field(
+    motion: Motion, instrument: Instrument, objective: Objective
+) -> Magnification | None:
+    """The field that is nearest to four times as wide; None: there is none, or light makes it.
+
+    A lens for light with less magnification has another focus and another depth of field. There
+    the frame itself is wide: it is looked at in squares of up to four times the side, binned.
+    """
+    if not isinstance(getattr(instrument, "beam", None), Beam):
+        return None
+    ratios = {
+        o.name: o.pixel_size_nm / objective.pixel_size_nm for o in instrument.turret.objectives
+    }
+    wider = [o for o in instrument.turret.objectives if _LEAST_WIDE < ratios[o.name] < _MOST_WIDE]
+    if not wider:
+        return None
+    return Magnification(
+        motion, objective, min(wider, key=lambda o: abs(math.log(ratios[o.name] / _BEST_WIDE)))
+    )
 
 
 async def focus_instrument(
@@ -46,7 +91,9 @@ async def focus_instrument(
 ) -> tuple[FewFramesResult, float]:
     """Focus where the instrument stands; returns the result and the depth of field in um.
 
-    make: (depth of field in um, whether there is a stigmator) -> the eyes and the controller.
+    make: (depth of field in um, whether there is a stigmator) -> the eyes and the controller, for
+    the range of the settings. A first frame that lies beyond it, and a range beyond 40 DOF, bring
+    in the wide field where there is one.
     """
     supervisor = Supervisor(
         Envelope.within(settings.safety, instrument.stage.limits_um, instrument.focus.limits_um),
@@ -62,22 +109,88 @@ async def focus_instrument(
     ):
         await instrument.camera.set_exposure_s(camera.exposure_s)
         objective = await instrument.turret.current()
-        dof_um = depth_of_field_um(
-            instrument, objective.pixel_size_nm, objective.depth_of_field_um()
-        )
-        field_um = footprint_um(instrument.camera.shape_px, objective.pixel_size_nm, geometry)
-        light = Expose(camera.exposure_s, *field_um, "focus")
+        optics = focus_optics(instrument, objective)
 
         async def observe() -> Frame:
+            lens = motion.objective or objective
+            field_um = footprint_um(instrument.camera.shape_px, lens.pixel_size_nm, geometry)
+            light = Expose(camera.exposure_s, *field_um, "focus")
             return await stream.snap(motion, light, camera.frame_timeout_s + camera.exposure_s)
 
         stigmator = stigmator_of(instrument)
-        few = make(dof_um, stigmator is not None)
+        zoom = wide_field(motion, instrument, objective)
+        ratio = 1.0 if zoom is None else zoom.ratio
+        few = fitted_to(
+            make(optics.depth_of_field_um, stigmator is not None),
+            optics,
+            ratio,
+            motion.where.z.low_um,
+            supervisor.envelope,
+            settings.motion.focus_overshoot_um,
+        )
+        start_um = motion.where.z.low_um
         with ThreadPoolExecutor(1, "focus") as thread:
-            result = await few.focus(
-                motion, observe, motion.where.z.low_um, stigmator, thread, on_step
-            )
-        return result, dof_um
+            result = await few.focus(motion, observe, start_um, stigmator, thread, on_step, zoom)
+            if not result.is_focused and seems_far(result, few.acnet.prior.range_dof):
+                wide = reaching(few, FAR_DOF)
+                again = await wide.focus(
+                    motion, observe, start_um, stigmator, thread, on_step, zoom
+                )
+                result = replace(again, steps=(*result.steps, *again.steps))
+        return result, optics.depth_of_field_um
+
+
+def fitted_to(
+    few: FewFrames,
+    optics: FocusOptics,
+    wide_ratio: float,
+    start_z_um: float,
+    envelope: Envelope,
+    overshoot_um: float,
+) -> FewFrames:
+    """The same for one lens: its blur, its unit, its wide field, its limits, its last move.
+
+    Every position is reached by the same last move, of at least two brackets: then what a lens of
+    iron owes to earlier moves is the same for all, and cancels.
+    """
+    unit_um = optics.unit_um
+    units = optics.depth_of_field_um / unit_um
+    net = few.acnet
+    prior = replace(
+        net.prior,
+        range_dof=net.prior.range_dof * units,
+        astigmatism_dof=net.prior.astigmatism_dof * units,
+        blur_px_per_dof=optics.blur_px_per_unit,
+    )
+    limits = replace(
+        net.limits,
+        wide_ratio=wide_ratio,
+        lowest_z_dof=(envelope.z.min_um - start_z_um) / unit_um,
+        highest_z_dof=(envelope.z.max_um - start_z_um) / unit_um,
+    )
+    return replace(
+        few,
+        acnet=replace(net, prior=prior, limits=limits),
+        depth_of_field_um=unit_um,
+        overshoot_um=max(few.overshoot_um, overshoot_um, LAST_MOVE_UNITS * unit_um),
+        highest_z_um=envelope.z.max_um,
+    )
+
+
+def reaching(few: FewFrames, range_dof: float) -> FewFrames:
+    """The same, looking that far; the wide field comes in by itself where there is one."""
+    prior = replace(few.acnet.prior, range_dof=range_dof)
+    return replace(few, acnet=replace(few.acnet, prior=prior))
+
+
+def seems_far(result: FewFramesResult, range_dof: float) -> bool:
+    """Whether the frame at the start lay beyond what was searched, or showed nothing at all."""
+    if range_dof >= FAR_DOF:
+        return False
+    first = result.steps[0].view
+    if not first.in_distribution:
+        return not first.reason.startswith(("black", "saturated"))
+    return first.defocus_dof + 2.0 * first.defocus_sigma_dof > range_dof
 
 
 def strip(steps: Sequence[FewFramesStep], dof_um: float) -> npt.NDArray[np.uint8]:
