@@ -34,6 +34,9 @@ CLASSES = ("substrate", "1", "2", "3", "4", "5-6", "thick", "dirt")
 
 SUBSTRATE_CLASS, FIVE_CLASS, THICK_CLASS, DIRT_CLASS = 0, 5, 6, 7
 PLANES = 33
+RUNG_PLANE = 15
+"""Of the first of seven planes: how far a place is from the rungs of substrate ... thick."""
+
 GRID_PX = 4
 """Pixels of the photograph along one side of a place of the grid."""
 

@@ -36,7 +36,14 @@ from torch import nn
 from torch.nn import functional
 
 from inference.engine import Card, Tensor, card_path
-from inference.flakes.evidence import CLASSES, LEAST_CONTENT, NO_CONTENT, PLANES
+from inference.flakes.evidence import (
+    CLASSES,
+    DIRT_CLASS,
+    LEAST_CONTENT,
+    NO_CONTENT,
+    PLANES,
+    RUNG_PLANE,
+)
 from inference.training.flake_examples import IGNORED, Example
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +54,7 @@ OUTPUTS = _CLASS_LOGITS + 4 + 1
 _WIDTHS = (16, 32, 64, 96)
 _SUBSTRATE_WEIGHT = 0.5
 _AVERAGING = 0.998  # of the weights over the steps
+_BELIEF = 8.0  # logits between a rung that fits and one that does not, before training
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +101,11 @@ class FlakeNetModule(nn.Module):  # type: ignore[misc, unused-ignore]
         self.lift16, self.up16 = _linear(w32, w16), _block(w16, w16)
         self.lift8, self.up8 = _linear(w16, w8), _block(w8, w8)
         self.lift4, self.up4 = _linear(w8, w4), _block(w4, w4 + w4 // 2)
-        # The ladder's evidence also goes straight to the answer: 16 planes are too narrow a door.
+        # The ladder's evidence also goes straight to the answer, 16 planes being too narrow a door,
+        # and training starts from what the ladder alone would say.
         self.glance = _block(PLANES, w8, size=1)
-        self.head = nn.Conv2d(w4 + w4 // 2 + w8, _CLASS_LOGITS + 4, 1)
+        self.head = nn.Conv2d(w4 + w4 // 2 + w8 + PLANES, _CLASS_LOGITS + 4, 1)
+        _believe_the_ladder(self.head)
         self.odd = nn.Sequential(nn.Conv2d(w32, 32, 1), nn.ReLU(), nn.Conv2d(32, 1, 1))
         self.whiten = nn.Conv2d(w32, w32, 1)  # set after training, not learnt
         self.register_buffer("distance_gain", torch.zeros(()))
@@ -110,7 +120,7 @@ class FlakeNetModule(nn.Module):  # type: ignore[misc, unused-ignore]
         at16 = self.up16(at16 + _enlarged(self.lift16(at32), 2))
         at8 = self.up8(at8 + _enlarged(self.lift8(at16), 2))
         fine = self.up4(fine + _enlarged(self.lift4(at8), 2))
-        answer = self.head(torch.cat([fine, self.glance(planes)], dim=1))
+        answer = self.head(torch.cat([fine, self.glance(planes), planes], dim=1))
         return torch.cat([answer, _enlarged(oddity, 8)], dim=1)
 
     def distance(self, at32: torch.Tensor) -> torch.Tensor:
@@ -121,6 +131,19 @@ class FlakeNetModule(nn.Module):  # type: ignore[misc, unused-ignore]
     def deepest(self, planes: torch.Tensor) -> torch.Tensor:
         """Features that the distance is measured in."""
         return self.down32(self.down16(self.down8(self.fine(planes))))
+
+
+@torch.no_grad()  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _believe_the_ladder(head: nn.Conv2d) -> None:
+    """Set the weights so that each place is of the class whose rung is nearest."""
+    first = head.in_channels - PLANES
+    head.weight *= 0.1
+    head.bias[:_CLASS_LOGITS] = 0.0
+    for k in range(4):
+        for number in range(DIRT_CLASS):
+            head.weight[k * len(CLASSES) + number, first + RUNG_PLANE + number] = -_BELIEF
+        head.bias[k * len(CLASSES) + DIRT_CLASS] = -0.75 * _BELIEF
+        head.bias[k * len(CLASSES)] = 0.1 * _BELIEF
 
 
 def _enlarged(planes: torch.Tensor, times: int) -> torch.Tensor:
