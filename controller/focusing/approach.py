@@ -22,16 +22,17 @@ import numpy as np
 
 _WORN_RATIO: Final = 1.5  # of the last move: a larger excursion than this must be worn off first
 _MOST_CYCLES: Final = 6
-_UNKNOWN_CYCLES: Final = 2  # of a lens whose past nobody knows, in halves of so many last moves
+_UNKNOWN_ABOVE, _UNKNOWN_BELOW = 4.0, 2.0  # last moves, of a lens whose past nobody knows
 _MARGIN_RATIO: Final = 1.5  # of the measured gap
 
 
 @dataclass(slots=True, eq=False)
 class LastMove:
-    """Ways that end with the same move down; remembers what earlier moves have left behind."""
+    """Ways that end with the same move; remembers what earlier moves have left behind."""
 
-    overshoot_um: float
+    overshoot_um: float  # > 0: down, from so far above; < 0: up, which only measuring asks for
     highest_z_um: float = math.inf
+    lowest_z_um: float = -math.inf
     _at_um: float | None = field(default=None, init=False)  # None: nobody knows
     _left_um: float = field(default=math.inf, init=False)  # size of the largest move not worn off
 
@@ -47,8 +48,9 @@ class LastMove:
         is_exact False: what is left of earlier moves does not matter here.
         """
         way: list[float] = []
-        for above_um in self._heights(z_um) if is_exact else [self.overshoot_um]:
-            top_um = min(z_um + above_um, self.highest_z_um)
+        for above_um in self._heights(z_um) if is_exact else [abs(self.overshoot_um)]:
+            turn_um = z_um + math.copysign(above_um, self.overshoot_um)
+            top_um = min(max(turn_um, self.lowest_z_um), self.highest_z_um)
             for to_um in (top_um, z_um):
                 if self._at_um is None or to_um != self._at_um:
                     self._book(math.inf if self._at_um is None else abs(to_um - self._at_um))
@@ -56,24 +58,32 @@ class LastMove:
                     way.append(to_um)
         return tuple(way)
 
+    @property
+    def _unknown_um(self) -> float:
+        """Taken for what is left of moves that nobody saw; less far where the sample is."""
+        return abs(self.overshoot_um) * (
+            _UNKNOWN_ABOVE if self.overshoot_um > 0.0 else _UNKNOWN_BELOW
+        )
+
     def _heights(self, z_um: float) -> list[float]:
         """Of the cycles above z, falling, the overshoot last."""
+        last_um = abs(self.overshoot_um)
         up_um = 0.0 if self._at_um is None else abs(z_um + self.overshoot_um - self._at_um)
         left_um = max(self._left_um, up_um)
         if not math.isfinite(left_um):
-            left_um = self.overshoot_um * 2.0**_UNKNOWN_CYCLES
+            left_um = self._unknown_um
         heights: list[float] = []
-        if left_um > _WORN_RATIO * self.overshoot_um:
-            while left_um > self.overshoot_um and len(heights) < _MOST_CYCLES:
+        if left_um > _WORN_RATIO * last_um:
+            while left_um > last_um and len(heights) < _MOST_CYCLES:
                 heights.append(left_um)
                 left_um /= 2.0
-        return [*heights, self.overshoot_um]
+        return [*heights, last_um]
 
     def _book(self, size_um: float) -> None:
         if not math.isfinite(size_um):
             self._left_um = math.inf
         elif not math.isfinite(self._left_um):
-            self._left_um = self.overshoot_um * 2.0**_UNKNOWN_CYCLES
+            self._left_um = self._unknown_um
         else:
             self._left_um = max(size_um, self._left_um - size_um)
 
@@ -85,6 +95,7 @@ class FoundFrom:
     last_move_um: float  # > 0: upwards, from below
     focus_z_um: float
     sigma_um: float
+    at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +114,29 @@ class Play:
 
 
 def play_of(found: Sequence[FoundFrom]) -> Play:
-    """Least squares of focus = there + gap / 2 * direction + ratio * last move.
+    """Least squares of focus = there + gap / 2 * direction + ratio * last move + drift * time.
 
     Coming from below the axis lies behind by half the gap and by a share of the way it came, so it
-    is told to go further up. Two kinds of last move tell the gap alone; three with two lengths in
-    one direction tell the share as well. Raises ValueError where all came from one side.
+    is told to go further up. Two kinds of last move tell the gap alone, three the share as well, a
+    fourth focus the drift meanwhile. Raises ValueError where all came from one side.
     """
     moves = [f.last_move_um for f in found]
     if not moves or min(moves) >= 0.0 or max(moves) <= 0.0:
         message = "backlash shows only between focuses reached from above and from below"
         raise ValueError(message)
     tells_ratio = len({round(m, 6) for m in moves}) >= 3
+    times_s = [f.at_s - found[0].at_s for f in found]
+    tells_drift = tells_ratio and len(found) >= 4 and max(times_s) > 0.0
     columns = np.array(
-        [[1.0, 0.5 * math.copysign(1.0, m), *([m] if tells_ratio else [])] for m in moves]
+        [
+            [
+                1.0,
+                0.5 * math.copysign(1.0, m),
+                *([m] if tells_ratio else []),
+                *([t] if tells_drift else []),
+            ]
+            for m, t in zip(moves, times_s, strict=True)
+        ]
     )
     weights = 1.0 / np.maximum([f.sigma_um for f in found], 1e-6)
     covariance = np.linalg.inv((columns * weights[:, None] ** 2).T @ columns)

@@ -103,8 +103,10 @@ class FewFrames:
     depth_of_field_um: float  # the unit of the controller's steps
     source: str = "focus"
     window_px: int = 0  # side of the square that is looked at, where it tells most; 0: the frame
-    overshoot_um: float = 0.0  # above each position before it; 0: as the lens does it by itself
-    highest_z_um: float = math.inf  # of the overshoot
+    # The last move to each position: > 0 from so far above, < 0 from below, 0 as the lens will.
+    overshoot_um: float = 0.0
+    lowest_z_um: float = -math.inf  # of the overshoot
+    highest_z_um: float = math.inf
 
     async def focus(
         self,
@@ -131,10 +133,12 @@ class FewFrames:
         is_at_rest = True
         window: Window | None = None
         # Where it stands, and what it owes to earlier moves, nobody knows.
-        devices = _Devices(lens, stigmator, zoom, LastMove(self.overshoot_um, self.highest_z_um))
+        devices = _Devices(
+            lens, stigmator, zoom, LastMove(self.overshoot_um, self.highest_z_um, self.lowest_z_um)
+        )
         stale = 0
         try:
-            if self.overshoot_um > 0.0:
+            if self.overshoot_um != 0.0:
                 is_at_rest = False
                 at = await self._go(devices, here, None)
             still_since_s = loop.time()
@@ -224,7 +228,7 @@ class FewFrames:
             await stigmator.set_um(to.stig_x_um, to.stig_y_um)
             await asyncio.sleep(stigmator.settle_s)
         if at is None or at.z_um != to.z_um or has_zoomed:
-            if self.overshoot_um > 0.0:
+            if self.overshoot_um != 0.0:
                 for z_um in devices.last.way_to(to.z_um, is_exact=to.field_ratio == 1.0):
                     await devices.lens.move_focus_um(z_um, self.source)
             else:

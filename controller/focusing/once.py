@@ -6,8 +6,9 @@ The strip is the run as a picture: every frame that was taken, in order, with wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from controller.focusing.few_frames import FewFrames, FewFramesResult, FewFramesStep
+from controller.focusing.few_frames import FewFrames, FewFramesResult, FewFramesStep, Observe
 from controller.focusing.optics import FocusOptics, focus_optics
 from controller.geometry import CameraGeometry, footprint_um
 from controller.motion import Motion
@@ -83,17 +84,31 @@ def wide_field(
     )
 
 
-async def focus_instrument(
-    settings: Settings,
-    instrument: Instrument,
-    make: Callable[[float, bool], FewFrames],
-    on_step: Callable[[FewFramesStep], None],
-) -> tuple[FewFramesResult, float]:
-    """Focus where the instrument stands; returns the result and the depth of field in um.
+@dataclass(frozen=True, slots=True, eq=False)
+class Stand:
+    """An opened instrument, and everything that a focus on it takes."""
 
-    make: (depth of field in um, whether there is a stigmator) -> the eyes and the controller, for
-    the range of the settings. A first frame that lies beyond it, and a range beyond 40 DOF, bring
-    in the wide field where there is one.
+    motion: Motion
+    observe: Observe
+    few: FewFrames
+    optics: FocusOptics
+    stigmator: Stigmator | None
+    zoom: Magnification | None  # None: there is no wider field
+    thread: Executor
+
+    @property
+    def z_um(self) -> float:
+        """Where the focus axis says that it stands."""
+        return self.motion.where.z.low_um
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, instrument: Instrument, make: Callable[[float, bool], FewFrames]
+) -> AsyncIterator[Stand]:
+    """Open links and stream, and fit the focus to the lens that is in.
+
+    make: (depth of field in um, whether there is a stigmator) -> the eyes and the controller.
     """
     supervisor = Supervisor(
         Envelope.within(settings.safety, instrument.stage.limits_um, instrument.focus.limits_um),
@@ -119,25 +134,53 @@ async def focus_instrument(
 
         stigmator = stigmator_of(instrument)
         zoom = wide_field(motion, instrument, objective)
-        ratio = 1.0 if zoom is None else zoom.ratio
         few = fitted_to(
             make(optics.depth_of_field_um, stigmator is not None),
             optics,
-            ratio,
+            1.0 if zoom is None else zoom.ratio,
             motion.where.z.low_um,
             supervisor.envelope,
             settings.motion.focus_overshoot_um,
         )
-        start_um = motion.where.z.low_um
         with ThreadPoolExecutor(1, "focus") as thread:
-            result = await few.focus(motion, observe, start_um, stigmator, thread, on_step, zoom)
-            if not result.is_focused and seems_far(result, few.acnet.prior.range_dof):
-                wide = reaching(few, FAR_DOF)
-                again = await wide.focus(
-                    motion, observe, start_um, stigmator, thread, on_step, zoom
-                )
-                result = replace(again, steps=(*result.steps, *again.steps))
-        return result, optics.depth_of_field_um
+            yield Stand(motion, observe, few, optics, stigmator, zoom, thread)
+
+
+async def focus_instrument(
+    settings: Settings,
+    instrument: Instrument,
+    make: Callable[[float, bool], FewFrames],
+    on_step: Callable[[FewFramesStep], None],
+) -> tuple[FewFramesResult, float]:
+    """Focus where the instrument stands; returns the result and the depth of field in um.
+
+    make: as for `opened`. A first frame that lies beyond the range of the settings, and a range
+    beyond 40 DOF, bring in the wide field where there is one.
+    """
+    async with opened(settings, instrument, make) as stand:
+        return await focus_at(stand, on_step), stand.optics.depth_of_field_um
+
+
+async def focus_at(stand: Stand, on_step: Callable[[FewFramesStep], None]) -> FewFramesResult:
+    """Focus once on what is open, from where it stands, and once more if that seems far off."""
+    few, start_um = stand.few, stand.z_um
+
+    async def run(few: FewFrames) -> FewFramesResult:
+        return await few.focus(
+            stand.motion,
+            stand.observe,
+            start_um,
+            stand.stigmator,
+            stand.thread,
+            on_step,
+            stand.zoom,
+        )
+
+    result = await run(few)
+    if result.is_focused or not seems_far(result, few.acnet.prior.range_dof):
+        return result
+    again = await run(reaching(few, FAR_DOF))
+    return replace(again, steps=(*result.steps, *again.steps))
 
 
 def fitted_to(
@@ -172,7 +215,8 @@ def fitted_to(
         few,
         acnet=replace(net, prior=prior, limits=limits),
         depth_of_field_um=unit_um,
-        overshoot_um=max(few.overshoot_um, overshoot_um, LAST_MOVE_UNITS * unit_um),
+        overshoot_um=few.overshoot_um or max(overshoot_um, LAST_MOVE_UNITS * unit_um),
+        lowest_z_um=envelope.z.min_um,
         highest_z_um=envelope.z.max_um,
     )
 
