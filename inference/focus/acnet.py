@@ -43,6 +43,7 @@ _LEAST_PROBE = 0.4  # of the usual step
 _PROBE_PER_DEFOCUS = 2.0  # step over what one frame says of |defocus|
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
+_BRACKET_MARGIN = 1.4  # belief moves with the frames that are still to come
 _MOST_STIG_SEEN_DOF = 3.0  # left in a frame whose sharpness is compared with others'
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
 
@@ -150,9 +151,10 @@ class ACNet:
             ratio = self.limits.wide_ratio
             return Measure(replace(first, field_ratio=ratio), "wide field")
         step = self.limits.probe_step_dof
+        is_round = self.prior.astigmatism_dof <= 0.0  # else a line focus looks sharp from afar
         if wide:
             step *= self.limits.wide_ratio
-        elif len(views) == 1 and views[0].in_distribution:
+        elif is_round and len(views) == 1 and views[0].in_distribution:
             # Near focus a wide step drowns a small defocus in what is not known of the scale.
             most = views[0].defocus_dof + views[0].defocus_sigma_dof
             step *= min(1.0, max(_LEAST_PROBE, _PROBE_PER_DEFOCUS * most / abs(step)))
@@ -237,16 +239,19 @@ class ACNet:
             if view.command.field_ratio == 1.0 and self._stig_off_dof(view.command, belief) <= 1.5
         ]
 
-    def _is_bracket(self, offsets: Sequence[float], belief: FocusBelief) -> bool:
+    def _is_bracket(
+        self, offsets: Sequence[float], belief: FocusBelief, margin: float = 1.0
+    ) -> bool:
+        """Whether there is one on both sides, about equally far off; margin > 1: more equally."""
         least, uneven, most = 2.0, 2.0, 10.0
         if self.prior.astigmatism_dof > 0.0:
             # What is left of the astigmatism puts its line foci as far off on both sides.
-            least, uneven, most = 1.0, 2.5, 10.0 if self.limits.has_stigmator else 13.0
+            least, uneven, most = 1.0, 2.5, 8.0 if self.limits.has_stigmator else 13.0
         if not belief.is_noise_white:
             most = min(most, _UNKNOWN_BRACKET_DOF + 1.0)
         above = [off for off in offsets if least <= off < most]
         below = [-off for off in offsets if least <= -off < most]
-        return any(1.0 / uneven < a / b < uneven for a in above for b in below)
+        return any(margin / uneven < a / b < uneven / margin for a in above for b in below)
 
     def _stig_off_dof(self, command: FocusCommand, belief: FocusBelief) -> float:
         return self._stig_left_dof(command, belief) if self.limits.has_stigmator else 0.0
@@ -362,7 +367,7 @@ class ACNet:
                 c
                 for c in commands
                 if self._stig_off_dof(c, belief) <= 1.5
-                and self._is_bracket([*offsets, c.z_dof - z], belief)
+                and self._is_bracket([*offsets, c.z_dof - z], belief, _BRACKET_MARGIN)
             ] or commands
         best, _ = most_telling(usable, self.prior, commands, has_stigmator=limits.has_stigmator)
         return self._bounded(commands[best], "bracket", views, belief)

@@ -58,6 +58,10 @@ _CLIMBS = 4
 # bracket leaves, what the shape of the blur leaves per DOF of astigmatism that is still there.
 _LEAST_SIGMA_DOF = 0.01
 _LEFT_RATIO = 0.012
+_BRACKET_RATIO = 0.01  # per DOF that the bracket is wider than the nearest that is asked for
+_NEAR_DOF = 1.5
+_NO_BRACKET_DOF = 6.0
+_ROUND_DOF = 1.5  # of astigmatism left: frames that bracket focus as those of a round lens do
 _STIG_SIGMA_RATIO = 0.9
 _ALIKE_PX = np.array([0.0, 3.0, 10.0, 30.0, 100.0], dtype=np.float32)  # blur of all frames
 _ALIKE_SHAPE = blur.SHAPES.index("disc")
@@ -91,15 +95,13 @@ def believe_astigmatic(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
     side = float(weight[population.point[:, 0] > first_z].sum())
     widening = math.sqrt(max(sample.misfit, 1.0))
     shapes = np.bincount(population.shape, weights=weight, minlength=len(blur.SHAPES))
-    last = views[-1].command
-    astray = math.hypot(last.stig_x_dof - float(mean[1]), last.stig_y_dof - float(mean[2]))
-    least = math.hypot(_LEAST_SIGMA_DOF, _LEFT_RATIO * astray)
+    least = _model_sigma_dof(views, mean)
     return FocusBelief(
         z_dof=float(mean[0]),
         sigma_dof=math.hypot(math.sqrt(float(var[0])), least) * widening,
         stig_x_dof=float(mean[1]),
         stig_y_dof=float(mean[2]),
-        stig_sigma_dof=math.hypot(math.sqrt(float(var[1] + var[2])), least)
+        stig_sigma_dof=math.hypot(math.sqrt(float(var[1] + var[2])), _LEAST_SIGMA_DOF)
         * (_STIG_SIGMA_RATIO * widening),
         sign_probability=side if mean[0] > first_z else 1.0 - side,
         evidence=_evidence(views, sample, prior),
@@ -108,6 +110,24 @@ def believe_astigmatic(views: Sequence[FocusView], prior: Prior) -> FocusBelief:
         scale_log_sd=math.sqrt(float(var[3]) + 1e-4),
         shape_probabilities=tuple(float(p) for p in shapes),
     )
+
+
+def _model_sigma_dof(views: Sequence[FocusView], mean: F64) -> float:
+    """What errors of the blur's model leave, for the last frame's astigmatism and its bracket."""
+    last = views[-1].command
+    left = math.hypot(last.stig_x_dof - mean[1], last.stig_y_dof - mean[2])
+    if left > _ROUND_DOF:
+        return math.hypot(_LEAST_SIGMA_DOF, _LEFT_RATIO * left)
+    offsets = [
+        view.command.z_dof - float(mean[0])
+        for view in views
+        if math.hypot(view.command.stig_x_dof - mean[1], view.command.stig_y_dof - mean[2])
+        < _ROUND_DOF
+    ]
+    above = min((off for off in offsets if off > 1.0), default=_NO_BRACKET_DOF)
+    below = min((-off for off in offsets if off < -1.0), default=_NO_BRACKET_DOF)
+    wide = min(max(above, below, _NEAR_DOF), _NO_BRACKET_DOF) - _NEAR_DOF
+    return _LEAST_SIGMA_DOF + _BRACKET_RATIO * wide + _LEFT_RATIO * left
 
 
 def _evidence(views: Sequence[FocusView], sample: _Sample, prior: Prior) -> float:
