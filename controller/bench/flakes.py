@@ -51,7 +51,7 @@ _HBN_OXIDES_NM: Final = (70.0, 90.0, 285.0)
 _LARGE_UM2: Final = 100.0
 _HBN_UM2: Final = 200.0
 _REAL_COUNTED: Final = 6
-_FALSE_PX: Final = 200
+_FALSE_UM2: Final = 200 * 0.384**2  # 200 px of the real photographs
 _PUBLISHED: Final = "their own program, measured on these: AP50 0.276, P 0.60, R 0.35"
 _NO_DATA: Final = "no real photographs here: set SCOPELOOP_DATA"
 
@@ -182,7 +182,8 @@ def tasks(plan: Plan, seed: int) -> list[Task]:
         "films_per_mm2": 8.0,
         "bubbles_per_mm2": 8.0,
     }
-    found.append(Task(DIRT, seeds(51, plan.residue), Scene(shape_px=plan.shape_px, chip=dirty)))
+    dirt = Scene(shape_px=plan.shape_px, chip=dirty)
+    found.append(Task(DIRT, seeds(51, plan.residue), dirt, "everybody"))
     return found
 
 
@@ -422,25 +423,24 @@ def change_rows(results: Sequence[Result]) -> list[Row]:
 
 
 def dirt_rows(results: Sequence[Result]) -> list[Row]:
-    """Residue, and no flake at all."""
-    rows = []
-    least_um2 = _FALSE_PX * 0.384**2
-    for method in ours():
-        mine = _of(results, DIRT, method.name)
-        photographs = sum(len(r.overlaps) for r in mine)
-        false = sum(c.area_um2 > least_um2 for r in mine for c in r.claims)
-        rows.append(
-            Row(
-                f"simulated: {_beside(method.name, 'false flakes a photograph of residue')}",
-                false / photographs if photographs else None,
-                "",
-                0.5 if method.name == ours()[0].name else None,
-                "lower",
-                n=photographs,
-                note=f"larger than {_FALSE_PX} px",
-            )
+    """Residue and no flake at all, and what rivals see in it."""
+    bar = 0.5
+    return [
+        _false_row(
+            _of(results, DIRT, method.name),
+            f"simulated: {_beside(method.name, 'false flakes a photograph of residue')}",
+            bar if method.name == ours()[0].name else None,
         )
-    return rows
+        for method in (*ours(), *rivals())
+        if _of(results, DIRT, method.name) or method in ours()
+    ]
+
+
+def _false_row(mine: Sequence[Result], name: str, bar: float | None = None) -> Row:
+    photographs = sum(len(r.overlaps) for r in mine)
+    false = sum(c.fate == "false alarm" and c.area_um2 > _FALSE_UM2 for r in mine for c in r.claims)
+    value = false / photographs if photographs else None
+    return Row(name, value, "", bar, "lower", n=photographs, note=f"> {_FALSE_UM2:.0f} um2")
 
 
 def imbalance_rows(results: Sequence[Result]) -> list[Row]:
@@ -556,6 +556,13 @@ def laboratory_rows(results: Sequence[Result]) -> list[Row]:
         met = [t for r in mine for t in r.truths if t.is_met and t.layers in _LAYERS]
         if not any(method.name == one.name for one in ours()):
             continue
+        rows.append(
+            _false_row(
+                _of(results, RESIDUE, method.name),
+                "simulated laboratories: "
+                + _beside(method.name, "false flakes a photograph of unseen residue"),
+            )
+        )
         right = sum(t.layers == t.said_layers for t in met)
         rows.append(
             share_row(

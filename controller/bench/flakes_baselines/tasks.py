@@ -107,9 +107,8 @@ def run_task(task: Task) -> list[Result]:
         results.append(_result(task, method.name, photographs, found))
         if found and found[0].strangeness is not None:
             for group, strange in _strange(task):
-                oddities = tuple(_strangeness(finder, photograph) for photograph in strange)
-                odd = replace(task, group=group)
-                results.append(Result(odd, method.name, (), (), (), (), oddities))
+                seen = [_asked_of(finder, photograph) for photograph in strange]
+                results.append(_result(replace(task, group=group), method.name, strange, seen))
     return results
 
 
@@ -189,11 +188,11 @@ def _is_cut(one: Instance, shape_px: tuple[int, ...]) -> bool:
     )
 
 
-def _strangeness(finder: Finder, photograph: Photograph) -> float | None:
+def _asked_of(finder: Finder, photograph: Photograph) -> Found:
     try:
-        return finder(photograph).strangeness
+        return finder(photograph)
     except BadImage:
-        return math.inf  # refused: as strange as can be
+        return Found((), (), math.inf)  # refused: as strange as can be
 
 
 def _result(
