@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from controller.commands.adapt import adapt_flakes
 from controller.commands.bench import print_benches
 from controller.commands.doctor import examine
 from controller.commands.evaluate import replay_stack, score_flakes
@@ -34,11 +35,20 @@ cli = typer.Typer(
 )
 evaluate_cli = typer.Typer(help="Measure a model on real data.", no_args_is_help=True)
 cli.add_typer(evaluate_cli, name="evaluate")
+adapt_cli = typer.Typer(help="Learn one microscope from known samples.", no_args_is_help=True)
+cli.add_typer(adapt_cli, name="adapt")
 train_cli = typer.Typer(help="Train a network anew, from a seed.", no_args_is_help=True)
 cli.add_typer(train_cli, name="train")
 
 OutFile = Annotated[Path | None, typer.Option(help="also write the figures to this JSON file")]
 Miniature = Annotated[bool, typer.Option("--quick", help="a miniature that learns little")]
+PixelSize = Annotated[float, typer.Option(min=1.0, max=100_000.0)]
+Materials = Annotated[str, typer.Option(help="comma-separated")]
+Oxide = Annotated[float, typer.Option(min=1.0, max=1_000.0)]
+Cards = Annotated[
+    list[Path] | None,
+    typer.Option("--material", help="TOML card of a crystal to look for as well; repeatable"),
+]
 OutFolder = Annotated[Path, typer.Option(help="folder for the ONNX file and its card")]
 Jobs = Annotated[int, typer.Option(min=0, max=256, help="processes; 0: one a core")]
 Quick = Annotated[bool, typer.Option("--quick", help="fewer repeats, same rows, under 45 s")]
@@ -57,6 +67,7 @@ def search(
         int | None, typer.Option(help="seed of the simulated chip and instrument")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="parent folder of the run's own folder")] = None,
+    material: Cards = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE in TOML, e.g. --set wanted.min_area_um2=50"),
@@ -67,14 +78,24 @@ def search(
         msg = "name a configuration file, or --resume the folder of a run (not both)"
         raise typer.BadParameter(msg)
     if resume is not None:
-        if seed is not None or out is not None or override:
-            msg = "--resume goes on with the run's own settings: no --seed, --out or --set"
+        if seed is not None or out is not None or override or material:
+            msg = (
+                "--resume goes on with the run's own settings: no --seed, --out, --material or "
+                "--set"
+            )
             raise typer.BadParameter(msg)
         status = resume_search(resume, _console())
     else:
         if config is None:
             raise typer.BadParameter("name a configuration file")
-        status = start_search(config, _console(), seed=seed, out=out, overrides=override or ())
+        status = start_search(
+            config,
+            _console(),
+            seed=seed,
+            out=out,
+            materials=material or (),
+            overrides=override or (),
+        )
     if status:
         raise typer.Exit(status)
 
@@ -103,9 +124,13 @@ def evaluate_flakes(
         Literal["auto", "network", "physics"],
         typer.Option(help="auto: FlakeNet where its weights are, else the physics alone"),
     ] = "auto",
-    pixel_size_nm: Annotated[float, typer.Option(min=1.0, max=100_000.0)] = 384.0,
-    materials: Annotated[str, typer.Option(help="comma-separated")] = "graphene",
-    oxide_nm: Annotated[float, typer.Option(min=1.0, max=1_000.0)] = 90.0,
+    pixel_size_nm: PixelSize = 384.0,
+    materials: Materials = "graphene",
+    material: Cards = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="a microscope's JSON file, from `scopeloop adapt flakes`")
+    ] = None,
+    oxide_nm: Oxide = 90.0,
     sheet: Annotated[
         Path | None, typer.Option(help="write contact sheets (JPEG) into this folder")
     ] = None,
@@ -121,7 +146,9 @@ def evaluate_flakes(
         score_cut=score_cut,
         detector=detector,
         pixel_size_nm=pixel_size_nm,
-        materials=tuple(part.strip() for part in materials.split(",") if part.strip()),
+        materials=_listed(materials),
+        cards=material or (),
+        calibration=calibration,
         oxide_nm=oxide_nm,
         sheet=sheet,
         out=out,
@@ -261,6 +288,39 @@ def flakes_network(
         quick=quick,
         out=out,
     )
+
+
+@adapt_cli.command("flakes")
+def adapt(
+    images: Annotated[
+        Path,
+        typer.Option(help="folder of photographs with flakes.json, or labels/NAME.png beside them"),
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help="JSON file of the microscope")] = Path(
+        "microscope.json"
+    ),
+    materials: Materials = "graphene",
+    material: Cards = None,
+    oxide_nm: Oxide = 90.0,
+    na: Annotated[float, typer.Option(min=0.01, max=0.99, help="numerical aperture")] = 0.45,
+    pixel_size_nm: PixelSize = 384.0,
+) -> None:
+    """Learn a camera's colours from five flakes or more that were clicked or outlined."""
+    adapt_flakes(
+        images,
+        _console(),
+        out=out,
+        materials=_listed(materials),
+        cards=material or (),
+        oxide_nm=oxide_nm,
+        numerical_aperture=na,
+        pixel_size_nm=pixel_size_nm,
+    )
+
+
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in words.split(",") if part.strip())
 
 
 def _console() -> Console:

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from controller import app, figures
 from controller.record import rundir
-from controller.settings import Settings, load_toml
+from controller.settings import InferenceSettings, Settings, load_toml
 from drivers.api import Frame, Instrument
 from drivers.errors import NoAnswer
+from inference.api import ModelError
 
 
 def examine(config: Path | None, console: Console) -> None:
@@ -26,8 +27,8 @@ def examine(config: Path | None, console: Console) -> None:
     table.add_row("free disk here", f"{free_gib:.1f} GiB")
     for engine in app.engines():
         table.add_row(engine.name, engine.version or f"[yellow]none[/]: {escape(engine.lack)}")
-    names = ", ".join(model.stem for model in app.models())
-    table.add_row("networks", names or "none: physics only")
+    for model in app.models():
+        table.add_row(f"network {model.stem}", escape(_opened(model)))
     console.print(table)
     if config is None:
         return
@@ -43,6 +44,16 @@ def examine(config: Path | None, console: Console) -> None:
     for row in checks:
         report.add_row(*row)
     console.print(report)
+
+
+def _opened(model: Path) -> str:
+    """What runs a network here, and why it is not what one would have liked."""
+    said: list[str] = []
+    try:
+        engine = app.open_engine(model, InferenceSettings(), said.append)
+    except ModelError as error:
+        return f"does not run: {error}"
+    return "; ".join([engine.describe(), *said])
 
 
 async def _examined(instrument: Instrument, settings: Settings) -> list[tuple[str, str, str, str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
 from controller import app
+from controller.commands.overrides import detector_table
 from controller.commands.screen import bar, publish
 from controller.record import rundir
 from controller.settings import InferenceSettings
@@ -27,12 +29,17 @@ def score_flakes(
     detector: Literal["auto", "network", "physics"],
     pixel_size_nm: float,
     materials: tuple[str, ...],
+    cards: Sequence[Path],
+    calibration: Path | None,
     oxide_nm: float,
     sheet: Path | None,
     out: Path | None,
 ) -> None:
     """Score the detector, or another program's masks, on a folder of images."""
-    settings = app.detector_settings({"materials": materials, "oxide_nm": oxide_nm}, "")
+    table = detector_table(materials, cards, oxide_nm)
+    if calibration is not None:
+        table["calibration"] = str(calibration)
+    settings = app.detector_settings(table, "")
     make = None
     if predictions is None:
         make = app.flake_detector(InferenceSettings(flakes=detector), console.print)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from controller.errors import BadSettings
@@ -30,6 +32,45 @@ def overridden(tables: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
                 raise BadSettings("--set", key, repr(text), f"a key in a table; {part} is none")
         table[last] = value
     return tables
+
+
+def material_words(
+    tables: Mapping[str, Any], cards: Iterable[Path], materials: Sequence[str]
+) -> list[str]:
+    """What to change so that crystals of these cards are looked for and wanted as well.
+
+    materials: looked for, and wanted, where the settings say nothing.
+    """
+    files = [str(path) for path in cards]
+    if not files:
+        return []
+    keys = [Path(file).stem.lower() for file in files]
+    added = {
+        "detector.material_cards": (files, ()),
+        "detector.materials": (keys, materials),
+        "wanted.materials": (keys, materials),
+    }
+    words = []
+    for name, (more, usual) in added.items():
+        section, key = name.split(".")
+        before = tables.get(section, {}).get(key, usual)
+        if not isinstance(before, list | tuple):
+            before = [before]  # wrong, and refused as such later
+        kept = [*before, *(one for one in more if one not in before)]
+        words.append(f"{name}={json.dumps(kept)}")  # a JSON list of strings is a TOML one
+    return words
+
+
+def detector_table(
+    materials: Sequence[str], cards: Sequence[Path], oxide_nm: float
+) -> dict[str, Any]:
+    """The `[detector]` of a command without a file of settings."""
+    keys = [path.stem.lower() for path in cards]
+    return {
+        "materials": [*materials, *(key for key in keys if key not in materials)],
+        "material_cards": [str(path) for path in cards],
+        "oxide_nm": oxide_nm,
+    }
 
 
 def with_words(text: str, words: Sequence[str]) -> str:

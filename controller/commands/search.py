@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from controller import app, figures
 from controller.app import SetUp
-from controller.commands.overrides import overridden, with_words, words_in
+from controller.commands.overrides import material_words, overridden, with_words, words_in
 from controller.commands.search_screen import SearchProgress, print_result
 from controller.errors import BadSettings, ControllerError
 from controller.eyes import report_ladders
@@ -41,14 +41,18 @@ def start_search(
     *,
     seed: int | None = None,
     out: Path | None = None,
+    materials: Iterable[Path] = (),
     overrides: Iterable[str] = (),
 ) -> int:
-    """Begin a new run; returns the exit status."""
+    """Begin a new run; returns the exit status. materials: cards of crystals to look for too."""
     tables, text = load_toml(config)
     words = list(overrides)
     if seed is not None:
         words += [f"instrument.seed={seed}", f"instrument.chip.seed={seed}"]
-    chosen = app.set_up(overridden(tables, words), str(config))
+    tables = overridden(tables, words)
+    usual = app.detector_settings({}, "").materials
+    words += (more := material_words(tables, materials, usual))
+    chosen = app.set_up(overridden(tables, more), str(config))
     run_settings = chosen.settings.run
     # Relative paths in the file mean: from where the command was given.
     parent = out or Path(run_settings.output_dir)

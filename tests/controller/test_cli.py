@@ -21,6 +21,9 @@ from controller.record.rundir import BadRecord, NotARun
 from drivers.errors import LinkLost
 from inference.api import BadImage, NoEngine
 from inference.engine import load_card
+from inference.flakes.adapt import Adapted, Example, Fitted
+from inference.flakes.ladder import Correction
+from inference.flakes.microscope import Microscope, load_microscope
 
 COMMANDS = [
     "search",
@@ -28,6 +31,8 @@ COMMANDS = [
     "evaluate",
     "evaluate flakes",
     "evaluate focus",
+    "adapt",
+    "adapt flakes",
     "train",
     "train focus",
     "train flakes",
@@ -35,6 +40,7 @@ COMMANDS = [
     "doctor",
 ]
 WEIGHTS = Path(inference.__file__).parent / "weights"
+CARD = Path(__file__).resolve().parents[2] / "configs" / "materials" / "mote2.toml"
 MICROSCOPE = """\
 [run]
 clock = "ideal"
@@ -87,6 +93,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["search", "--resume", "run", "--seed", "3"], ["run's own settings", "--seed"]),
     (["search", "--resume", "run", "--out", "x"], ["run's own settings", "--out"]),
     (["search", "--resume", "run", "--set", "a=1"], ["run's own settings", "--set"]),
+    (["search", "--resume", "run", "--material", "a.toml"], ["run's own settings", "--material"]),
     (["search", "a.toml", "--seed", "many"], ["--seed", "valid integer"]),
     (["search", "a.toml", "b.toml"], ["unexpected extra argument"]),
     (["evaluate"], ["Usage:"]),
@@ -121,11 +128,17 @@ def test_arguments_reach_the_search(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(cli, "start_search", lambda *a, **k: asked.append((a, k)) or 0)
     monkeypatch.setattr(cli, "resume_search", lambda *a: asked.append(a) or 0)
     words = ["--seed", "7", "--out", tmp_path, "--set", "a.b=1", "--set", "c='x y'"]
+    words += ["--material", "mote2.toml"]
     assert called("search", "some.toml", *words).exit_code == 0
     assert called("search", "--resume", tmp_path).exit_code == 0
     (config, _), options = asked[0]
     assert config == Path("some.toml")
-    assert options == {"seed": 7, "out": tmp_path, "overrides": ["a.b=1", "c='x y'"]}
+    assert options == {
+        "seed": 7,
+        "out": tmp_path,
+        "materials": [Path("mote2.toml")],
+        "overrides": ["a.b=1", "c='x y'"],
+    }
     assert asked[1][0] == tmp_path
 
 
@@ -444,3 +457,40 @@ def test_train_flakes(training, monkeypatch, tmp_path) -> None:
         Recipe(5, 600, 8, 64, 120.0, "cpu", whole),
     )
     assert (asked[1][3].steps, asked[1][3].batch) == (60, 4)
+
+
+# --- adapt --------------------------------------------------------------------------------------
+
+
+def test_adapt_flakes(monkeypatch, tmp_path) -> None:
+    asked = []
+
+    def adapt_folder(images, settings, pixel_size_nm, *, progress):
+        asked.append((images, settings, pixel_size_nm))
+        progress(1, 1)
+        microscope = Microscope(Correction((1.1, 1.0, 0.9)), confidence=0.8, source="5 flakes")
+        right = Fitted(
+            Example("a.png", (0.0, -0.1, 0.0), 400, 1, None), "graphene", 1, 0.002, False
+        )
+        wrong = Fitted(Example("b.png", (0.0, 0.3, 0.0), 400, 1, None), "graphene", 1, 0.31, True)
+        return Adapted(microscope, (right, wrong))
+
+    monkeypatch.setattr("controller.commands.adapt.adapt_folder", adapt_folder)
+    out = tmp_path / "new" / "mine.json"
+    words = ["--images", tmp_path, "--out", out, "--oxide-nm", 285, "--na", 0.8]
+    result = called("adapt", "flakes", *words, "--material", CARD, "--pixel-size-nm", 100)
+    assert result.exit_code == 0, result.exception
+    ((images, settings, pixel_size_nm),) = asked
+    assert (images, pixel_size_nm) == (tmp_path, 100.0)
+    assert settings.materials == ("graphene", "mote2")
+    assert (settings.oxide_nm, settings.numerical_aperture) == (285.0, 0.8)
+    said = plain(result)
+    for word in ("a.png", "set aside", "1.100, 1.000, 0.900", "confidence 0.80", str(out)):
+        assert word in said
+    assert load_microscope(out).correction.gain_rgb == (1.1, 1.0, 0.9)
+
+
+def test_adapt_refuses_what_is_no_card(tmp_path) -> None:
+    error = called("adapt", "flakes", "--images", tmp_path, "--material", "no.toml").exception
+    assert isinstance(error, BadSettings)
+    assert "no.toml" in str(error)
