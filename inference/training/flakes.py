@@ -208,17 +208,11 @@ def _drawn(shelf: _Shelf, recipe: Recipe, generator: torch.Generator) -> _Batch:
     numbers = torch.randint(len(shelf), (recipe.batch,), generator=generator).tolist()
     tops = torch.randint(rows - crop + 1, (recipe.batch,), generator=generator).tolist()
     lefts = torch.randint(columns - crop + 1, (recipe.batch,), generator=generator).tolist()
-    planes, labels = [], []
-    for n, top, left in zip(numbers, tops, lefts, strict=True):
-        planes.append(shelf.planes[n, :, top : top + crop, left : left + crop])
-        half = (
-            n,
-            slice(2 * top, 2 * (top + crop)),
-            slice(2 * left, 2 * (left + crop)),
-        )
-        labels.append(torch.stack([shelf.classes[half], shelf.borders[half], shelf.weights[half]]))
-    shown = torch.stack(planes).float() / 127.0
-    known = torch.stack(labels)  # (n, 3, 2 h, 2 w)
+    shown = _cut(shelf.planes, numbers, tops, lefts, crop).float() / 127.0
+    twice = [(2 * top, 2 * left) for top, left in zip(tops, lefts, strict=True)]
+    low, right = [top for top, _ in twice], [left for _, left in twice]
+    maps = (shelf.classes, shelf.borders, shelf.weights)
+    known = torch.cat([_cut(m[:, None], numbers, low, right, 2 * crop) for m in maps], dim=1)
     across, down, turned = (torch.rand(3, generator=generator) < 0.5).tolist()
     if across:
         shown, known = _permuted(shown.flip(3), _ACROSS), known.flip(3)
@@ -235,6 +229,18 @@ def _drawn(shelf: _Shelf, recipe: Recipe, generator: torch.Generator) -> _Batch:
         four[:, 2].float() / 16.0,
         shelf.strange[numbers],
     )
+
+
+def _cut(
+    shelf: torch.Tensor, numbers: list[int], tops: list[int], lefts: list[int], side: int
+) -> torch.Tensor:
+    """Squares out of (n, c, h, w), one a number, in one gather."""
+    device = shelf.device
+    along = torch.arange(side, device=device)
+    places = torch.tensor([numbers, tops, lefts], device=device)[:, :, None, None, None]
+    channels = torch.arange(shelf.shape[1], device=device)[None, :, None, None]
+    rows, columns = places[1] + along[:, None], places[2] + along
+    return shelf[places[0], channels, rows, columns]
 
 
 def _permuted(planes: torch.Tensor, order: list[int]) -> torch.Tensor:
@@ -315,12 +321,14 @@ def _fit(
 ) -> FlakeNetModule:
     """Train; returns the running average of the weights. Now and then what there is is kept."""
     generator = torch.Generator().manual_seed(recipe.seed)
+    if recipe.device != "cpu":
+        module = module.to(memory_format=torch.channels_last)
     learnt = [p for name, p in module.named_parameters() if not name.startswith("whiten")]
     optimiser = torch.optim.AdamW(learnt, lr=recipe.rate, weight_decay=1e-3)
     averaged = copy.deepcopy(module)
+    pairs = list(zip(averaged.state_dict().values(), module.state_dict().values(), strict=True))
+    pairs = [pair for pair in pairs if pair[0].dtype.is_floating_point]
     on_gpu = recipe.device != "cpu"
-    if on_gpu:
-        module = module.to(memory_format=torch.channels_last)
     started_s = time.monotonic()
     progress, step = 0.0, 0
     while progress < 1.0:
@@ -337,7 +345,9 @@ def _fit(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        _average(averaged, module, min(_AVERAGING, 1.0 - 1.0 / (1.0 + 0.1 * step)))
+        with torch.no_grad():
+            keep = min(_AVERAGING, 1.0 - 1.0 / (1.0 + 0.1 * step))
+            torch._foreach_lerp_([p[0] for p in pairs], [p[1] for p in pairs], 1.0 - keep)
         step += 1
         if report is not None and step % 100 == 0:
             report(step, recipe.steps, f"loss {float(loss.detach()):.3f}")
@@ -350,13 +360,6 @@ def _fit(
         progress = max(step / recipe.steps, elapsed if elapsed > 1.2 * step / recipe.steps else 0.0)
     averaged.eval()
     return averaged
-
-
-@torch.no_grad()  # type: ignore[misc, untyped-decorator, unused-ignore]
-def _average(averaged: FlakeNetModule, module: FlakeNetModule, keep: float) -> None:
-    mine, theirs = averaged.state_dict(), module.state_dict()
-    floats = [name for name, value in mine.items() if value.dtype.is_floating_point]
-    torch._foreach_lerp_([mine[n] for n in floats], [theirs[n] for n in floats], 1.0 - keep)
 
 
 def _in_parts(shelf: _Shelf, most: int) -> Iterable[tuple[int, torch.Tensor]]:
