@@ -48,6 +48,8 @@ _MATERIALS: Final = ("graphene", "wse2", "mos2", "wte2")
 _OXIDES_NM: Final = (90.0, 285.0, 300.0)
 _LAYERS: Final = (1, 2, 3, 4)
 _HBN_OXIDES_NM: Final = (70.0, 90.0, 285.0)
+_THICK_OXIDES_NM: Final = (90.0, 285.0)
+_THICK_NM: Final = (5.0, 40.0)
 _LARGE_UM2: Final = 100.0
 _HBN_UM2: Final = 200.0
 _REAL_COUNTED: Final = 6
@@ -57,12 +59,13 @@ _NO_DATA: Final = "no real photographs here: set SCOPELOOP_DATA"
 
 LAYERS: Final = "layers"
 HBN: Final = "hbn"
+THICKNESS: Final = "thickness"
 CHANGE: Final = "change"
 DIRT: Final = "dirt"
 IMBALANCE: Final = "imbalance"
 TIME: Final = "time"
 MERGING: Final = "merging"
-PARTS: Final = (REAL, LAYERS, HBN, CHANGE, DIRT, IMBALANCE, LABORATORY, TIME, MERGING)
+PARTS: Final = (REAL, LAYERS, HBN, THICKNESS, CHANGE, DIRT, IMBALANCE, LABORATORY, TIME, MERGING)
 
 _BASE: Final = "as it is"
 _CHANGES: Final[dict[str, dict[str, object]]] = {
@@ -126,6 +129,7 @@ def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
         REAL: real_rows,
         LAYERS: lambda found: [*layer_rows(found), *method_rows(found)],
         HBN: hbn_rows,
+        THICKNESS: thickness_rows,
         CHANGE: change_rows,
         DIRT: dirt_rows,
         IMBALANCE: imbalance_rows,
@@ -161,6 +165,10 @@ def tasks(plan: Plan, seed: int) -> list[Task]:
         thin = {"max_layers": 4, "thick_fraction": 0.2}
         scene = Scene("hbn", oxide_nm, shape_px=plan.shape_px, chip=thin)
         found.append(Task(HBN, seeds(30 + k, plan.hbn), scene))
+    for k, oxide_nm in enumerate(_THICK_OXIDES_NM):
+        tall = {"max_layers": 60, "layer_exponent": 0.0, "thick_fraction": 0.5}
+        scene = Scene("hbn", oxide_nm, shape_px=plan.shape_px, max_thickness_nm=45.0, chip=tall)
+        found.append(Task(THICKNESS, seeds(35 + k, plan.hbn), scene))
     for k, (material, oxide_nm) in enumerate(plan.change_wafers):
         scene = Scene(material, oxide_nm, shape_px=plan.shape_px)
         for name, change in ((_BASE, {}), *_CHANGES.items()):
@@ -385,6 +393,29 @@ def hbn_rows(results: Sequence[Result]) -> list[Row]:
         rows.append(share_row(f"simulated: recall, {name}", hits, present, 0.80))
         right, said = precise(here, 1, _HBN_UM2)
         rows.append(share_row(f"simulated: precision, {name}", right, said, 0.90))
+    return rows
+
+
+def thickness_rows(results: Sequence[Result]) -> list[Row]:
+    """How far off the thickness of hBN is that is too thick to count."""
+    rows = []
+    for method in ours():
+        for oxide_nm in _THICK_OXIDES_NM:
+            errors = [
+                abs(c.thickness_nm - c.true_nm) / c.true_nm
+                for r in _of(results, THICKNESS, method.name)
+                if r.task.scene is not None and r.task.scene.oxide_nm == oxide_nm
+                for c in r.claims
+                if c.thickness_nm is not None
+                and c.true_nm is not None
+                and _THICK_NM[0] <= c.true_nm <= _THICK_NM[1]
+            ]
+            name = _beside(method.name, f"hBN of 5-40 nm on {oxide_nm:g} nm, thickness error")
+            bar = 0.10 if method.name == ours()[0].name else None
+            rows.append(quantile_row(f"simulated: {name}, median", errors, 0.5, ""))
+            rows.append(quantile_row(f"simulated: {name}, p90", errors, 0.9, "", bar))
+            near = sum(error <= 0.10 for error in errors)
+            rows.append(share_row(f"simulated: {name} of 10 % at most", near, len(errors)))
     return rows
 
 

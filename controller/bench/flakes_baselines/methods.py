@@ -44,6 +44,7 @@ class Found:
 
     instances: tuple[Instance, ...]
     top_probability: tuple[float | None, ...]  # of the layer number; None: none is given
+    thickness_nm: tuple[float | None, ...] = ()  # (): nobody says
     strangeness: float | None = None  # how unlike a photograph of a chip; None: is not asked
 
 
@@ -85,6 +86,7 @@ def calibrated(
         materials=(first.material,),
         oxide_nm=first.oxide_nm,
         numerical_aperture=first.numerical_aperture,
+        max_thickness_nm=first.max_thickness_nm,
     )
     pixels = (photograph.pixels for photograph in photographs)
     return settings, calibrate(pixels, settings, first.pixel_size_nm, first.bit_depth)
@@ -106,7 +108,9 @@ def asked(detector: FlakeDetector) -> Finder:
 
 def _found(answer: FlakeAnswer, strangeness: float) -> Found:
     tops = tuple(d.layer_probabilities[0][1] for d in answer.detections)
-    return Found(instances_from_detections(answer.detections), tops, strangeness)
+    thickness_nm = tuple(d.thickness_nm for d in answer.detections)
+    instances = instances_from_detections(answer.detections)
+    return Found(instances, tops, thickness_nm, strangeness)
 
 
 def eight_bits(photograph: Photograph) -> npt.NDArray[np.uint8]:

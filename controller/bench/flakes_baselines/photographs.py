@@ -25,6 +25,7 @@ from drivers.api import Objective
 from inference.api import ImageRGB
 from inference.flakes import evaluate
 from inference.flakes.masks import cut_out, images_in, read_rgb, truth_for
+from inference.flakes.materials import MATERIALS
 from inference.flakes.scoring import Instance
 from simulator.chip import Chip, ChipSettings
 from simulator.optics import OpticsSettings
@@ -61,6 +62,7 @@ class Photograph:
     numerical_aperture: float = 0.45
     pixel_size_nm: float = PIXEL_NM
     bit_depth: int = 8
+    max_thickness_nm: float | None = None  # asked for beyond what can be counted; None: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Scene:
     jpeg_quality: int = 0  # 0: none
     blur_px: float = 0.0  # sigma, added to the lens's own
     shape_px: tuple[int, int] = FULL_PX
+    max_thickness_nm: float | None = None  # what is wanted beyond countable layers; None: nothing
     chip: Mapping[str, float] = field(default_factory=dict)  # other settings of the chip
 
 
@@ -123,7 +126,10 @@ def simulated(scene: Scene, seed: int) -> Photograph:
         data = cv2.imencode(".jpg", pixels[..., ::-1], quality)[1]
         decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
         pixels = np.ascontiguousarray(decoded[..., ::-1])
-    true, ignored, thick = _truth(chip, scene.shape_px)
+    most = COUNTED_LAYERS
+    if scene.max_thickness_nm is not None:
+        most = int(scene.max_thickness_nm / MATERIALS[scene.material].layer_thickness_nm)
+    true, ignored, thick = _truth(chip, scene.shape_px, most)
     return Photograph(
         f"{scene.material}-{scene.oxide_nm:g}-{seed}",
         pixels,
@@ -133,11 +139,12 @@ def simulated(scene: Scene, seed: int) -> Photograph:
         scene.material,
         scene.oxide_nm,
         scene.numerical_aperture,
+        max_thickness_nm=scene.max_thickness_nm,
     )
 
 
 def _truth(
-    chip: Chip, shape_px: tuple[int, int]
+    chip: Chip, shape_px: tuple[int, int], most_layers: int
 ) -> tuple[tuple[Instance, ...], tuple[Instance, ...], tuple[Instance, ...]]:
     """Terraces to be found, those that count neither way, and the thick ones among these."""
     height_px, width_px = shape_px
@@ -155,7 +162,7 @@ def _truth(
                 continue
             found = replace(found, layers=terrace.layers, material=flake.material)
             seen_um2 = found.area_px * pixel_um**2
-            if terrace.layers > COUNTED_LAYERS:
+            if terrace.layers > most_layers:
                 thick.append(found)
                 ignored.append(found)
             elif terrace.area_um2 < LEAST_UM2 or seen_um2 < 0.9 * terrace.area_um2:

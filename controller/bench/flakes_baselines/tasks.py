@@ -33,6 +33,7 @@ from controller.processes import processes
 from inference.api import BadImage
 from inference.flakes.evaluate import Fate, image_result
 from inference.flakes.masks import cut_out
+from inference.flakes.materials import MATERIALS
 from inference.flakes.scoring import Instance, Overlaps, ignored_shares, instances_from_labels
 from simulator.flake_frames import labelled_frame
 
@@ -79,6 +80,8 @@ class Claim:
     is_thick: bool  # it lies on a crystal that no layer number should be given to
     true_layers: int | None
     top_probability: float | None
+    thickness_nm: float | None = None
+    true_nm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,7 +195,7 @@ def _asked_of(finder: Finder, photograph: Photograph) -> Found:
     try:
         return finder(photograph)
     except BadImage:
-        return Found((), (), math.inf)  # refused: as strange as can be
+        return Found((), (), strangeness=math.inf)  # refused: as strange as can be
 
 
 def _result(
@@ -203,22 +206,35 @@ def _result(
     claims: list[Claim] = []
     for photograph, one in zip(photographs, found, strict=True):
         px_um2 = (photograph.pixel_size_nm * 1e-3) ** 2
+        thickness_nm = one.thickness_nm or (None,) * len(one.instances)
         kept = [
-            (instance, top)
-            for instance, top in zip(one.instances, one.top_probability, strict=True)
+            (instance, top, nm)
+            for instance, top, nm in zip(
+                one.instances, one.top_probability, thickness_nm, strict=True
+            )
             if task.group == REAL or instance.area_px * px_um2 >= LEAST_UM2
         ]
-        instances = [instance for instance, _ in kept]
+        instances = [instance for instance, _, _ in kept]
+        layer_nm = MATERIALS[photograph.material].layer_thickness_nm
         judged = image_result(photograph.name, photograph.true, instances, photograph.ignored)
         overlaps.append(judged.overlaps)
         labels_only.append(replace(judged.overlaps, ignored=np.zeros(len(instances))))
         on_thick = ignored_shares(instances, photograph.thick) >= 0.5
         rows = judged.judged()
-        for k, (row, (instance, top)) in enumerate(zip(rows, kept, strict=False)):
+        for k, (row, (instance, top, nm)) in enumerate(zip(rows, kept, strict=False)):
             true_layers = None if row.truth is None else row.truth.layers
             area_um2 = instance.area_px * px_um2
             claims.append(
-                Claim(instance.layers, area_um2, row.fate, bool(on_thick[k]), true_layers, top)
+                Claim(
+                    instance.layers,
+                    area_um2,
+                    row.fate,
+                    bool(on_thick[k]),
+                    true_layers,
+                    top,
+                    nm,
+                    None if true_layers is None else true_layers * layer_nm,
+                )
             )
             if row.truth is not None:
                 real_um2 = row.truth.area_px * px_um2
