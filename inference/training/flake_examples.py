@@ -107,6 +107,10 @@ def _targets(
     factor[0] = 1.0
     weights = np.round(16.0 * factor[instances[::2, ::2]]).astype(np.uint8)
     weights[classes == DIRT_CLASS] = 24
+    # Masks are judged by their edges: both sides of them weigh more.
+    outer = (cv2.dilate((small > 0).astype(np.uint8), kernel) > 0) & (small == 0)
+    weights[outer] = 40
+    weights[borders > 0] = np.minimum(2.0 * weights[borders > 0], 255.0).astype(np.uint8)
     if classes.max(initial=0) not in range(len(CLASSES)) and classes.max() != IGNORED:
         raise ValueError(f"class {classes.max()} is unknown")
     return classes, borders, weights
