@@ -88,14 +88,21 @@ def band_powers(pixels: Grey, most_binning: int = 4) -> tuple[BandPower, ...]:
     levels = []
     binning = 1
     while binning <= most_binning and min(pixels.shape[:2]) >= SIDE_PX * binning:
-        levels.append(_one_level(pixels, binning))
+        levels.append(power_of(grey_tile(pixels, binning), binning))
         binning *= 2
     return tuple(levels)
 
 
-def _one_level(pixels: Grey, binning: int) -> BandPower:
+def grey_tile(
+    pixels: Grey, binning: int = 1, across: float = 0.5, down: float = 0.5
+) -> npt.NDArray[np.float32]:
+    """Cut 256 * binning pixels a side, grey and binned, (256, 256).
+
+    across, down: where in the frame, 0 for its left or upper end, 0.5 for its centre.
+    """
     side_px = SIDE_PX * binning
-    row, col = (pixels.shape[0] - side_px) // 2, (pixels.shape[1] - side_px) // 2
+    row = int((pixels.shape[0] - side_px) * down)
+    col = int((pixels.shape[1] - side_px) * across)
     crop = pixels[row : row + side_px, col : col + side_px]
     if crop.ndim == 3:
         grey = crop.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -104,6 +111,11 @@ def _one_level(pixels: Grey, binning: int) -> BandPower:
     if binning > 1:
         binned = cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
         grey = binned.astype(np.float32, copy=False)
+    return np.asarray(grey, dtype=np.float32)
+
+
+def power_of(grey: npt.NDArray[np.float32], binning: int = 1) -> BandPower:
+    """Measure one tile, (256, 256); `binning` is kept for the record."""
     mean = float(cv2.mean(grey)[0])
     layout = _layout()
     if not mean > 0 or not math.isfinite(mean):

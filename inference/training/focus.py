@@ -1,14 +1,13 @@
-"""Train AENet: band powers of one frame -> |defocus|, its sigma, and whether the frame is familiar.
+"""Train AENet: features of one frame -> |defocus|, its sigma, and whether the frame is familiar.
 
     python -m inference.training.focus --out inference/weights
 
-Needs torch and onnx (extra `train`). Everything follows from the seed; frames are made on all
-cores, the network (about 30,000 parameters) is trained on the processor in a few minutes, faster
-than a GPU could be fed. It should reach, on objects it has not seen, the figures in its card.
+Needs torch (extra `train`), imported only when training starts. Everything follows from the seed,
+whatever the number of processes; frames are made on all cores, which takes most of the time.
 
-Loss: negative log-likelihood of a normal distribution in log(|z| + 1/4 DOF), which is about as much
-as one frame can tell from none. Familiar means near the training features in Mahalanobis' sense:
-nearer than all but a thousandth of them.
+Two kinds of objects are kept from the network. Half of their frames set one number, how much every
+sigma is widened so that it holds for objects never seen; the other half, and outliers of families
+that were not shown either, give the figures in the card.
 """
 
 from __future__ import annotations
@@ -20,166 +19,213 @@ import logging
 import math
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
+from inference.api import NoEngine
 from inference.engine import Card, Tensor, card_path
 from inference.focus.aenet import FEATURES
-from inference.training.focus_frames import Examples, make_examples
+from inference.training.focus_frames import Block, Examples, joined, make_examples
+from inference.training.focus_objects import KINDS
+from inference.training.focus_outliers import SEEN, UNSEEN
 
 _LOG = logging.getLogger(__name__)
-_SMALLEST_DOF = 0.25
-_WIDTH = 128
-_FRAMES_EACH = 40
+_SMALLEST_DOF: Final = 0.25  # of |defocus| that one frame can tell from none
+HELD_OUT: Final = ("grains", "laths")
+_BLOCK_OBJECTS: Final = 16
+_FIELDS_EACH: Final = 10
+_WITHIN_1_SIGMA: Final = 0.683
+
+F32: TypeAlias = npt.NDArray[np.float32]
+Report: TypeAlias = Callable[[int, int, str], None]  # done, of how much, doing what
 
 
-class AENetModule(nn.Module):  # type: ignore[misc, unused-ignore]
-    """Three layers, and a distance from what was seen in training."""
+@dataclass(frozen=True, slots=True)
+class FocusTraining:
+    """What is trained, on how much, and where the result goes."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(FEATURES, _WIDTH),
-            nn.GELU(),
-            nn.Linear(_WIDTH, _WIDTH),
-            nn.GELU(),
-            nn.Linear(_WIDTH, 64),
-            nn.GELU(),
-            nn.Linear(64, 2),
+    out: Path  # a folder; aenet.onnx and its card are written there
+    objects: int = 16_000
+    epochs: int = 24
+    seed: int = 1
+    jobs: int = 0  # processes that make frames; 0: one a core
+    device: str = ""  # "cpu" or "cuda"; "": the GPU where there is one
+
+
+def train(settings: FocusTraining, report: Report = lambda *_: None) -> Card:
+    """Make frames, train, measure, export; what `scopeloop train focus` calls.
+
+    report: is given what is done, of how much, and what it is doing. Raises NoEngine without torch.
+    """
+    try:
+        import torch
+
+        from inference.training import focus_network as network
+    except ImportError as error:
+        message = "torch is not installed: pip install scopeloop[train]"
+        raise NoEngine(message) from error
+    frames, held_out, seen, unseen = _made(settings, report)
+    work = _Work(settings, report)
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(1, min(_jobs(settings), 8)))
+    module = network.fitted(
+        frames,
+        seen.features,
+        settings.epochs,
+        settings.seed,
+        device,
+        work.after_epoch,
+    )
+    half = len(held_out.features) // 2
+    said = network.answers(module, held_out.features[:half])
+    network.widen(module, _widening(said, held_out.defocus_dof[:half]))
+    said = network.answers(module, held_out.features[half:])
+    figures = _figures(said, held_out.defocus_dof[half:])
+    strange = network.answers(module, unseen.features)
+    figures["auroc_unseen_outliers"] = round(auroc(said[:, 2], strange[:, 2]), 4)
+    figures["unseen_outliers_flagged"] = round(float(np.mean(strange[:, 2] < 0.0)), 4)
+    figures["train_frames"] = float(len(frames.features))
+    if not all(math.isfinite(v) for v in figures.values()):
+        message = f"training diverged: {figures}"
+        raise RuntimeError(message)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    path = settings.out / "aenet.onnx"
+    card = _card(path, network.export(module, path), figures, settings)
+    text = json.dumps(card.model_dump(), indent=1)
+    card_path(path).write_text(text + "\n", encoding="utf-8")
+    report(work.total, work.total, ", ".join(f"{k} {v:g}" for k, v in figures.items()))
+    return card
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """How much there is to do: blocks of frames, then epochs."""
+
+    settings: FocusTraining
+    report: Report
+
+    @property
+    def blocks(self) -> int:
+        return sum(len(role) for role in _blocks(self.settings))
+
+    @property
+    def total(self) -> int:
+        return self.blocks + self.settings.epochs
+
+    def after_epoch(self, epoch: int, loss: float) -> None:
+        self.report(self.blocks + epoch, self.total, f"epoch {epoch}: loss {loss:.4f}")
+
+
+def _jobs(settings: FocusTraining) -> int:
+    return settings.jobs or os.cpu_count() or 2
+
+
+def _blocks(settings: FocusTraining) -> tuple[list[Block], ...]:
+    """Work to learn from, to measure on, outliers to learn from, outliers to measure on."""
+    known = tuple(kind for kind in sorted(KINDS) if kind not in HELD_OUT)
+    many = settings.objects
+    return (
+        _blocks_of(settings.seed, 0, known, many, _FIELDS_EACH),
+        _blocks_of(settings.seed, 1, HELD_OUT, max(many // 8, 4), _FIELDS_EACH),
+        _blocks_of(settings.seed, 2, tuple(SEEN), max(many // 2, 2 * len(SEEN)), 0),
+        _blocks_of(settings.seed, 3, tuple(UNSEEN), max(many // 16, 2 * len(UNSEEN)), 0),
+    )
+
+
+def _blocks_of(
+    seed: int, role: int, kinds: tuple[str, ...], objects: int, fields_each: int
+) -> list[Block]:
+    """Blocks of one role; a block's seed is its number, whoever does it. 0 fields: outliers."""
+    return [
+        Block(
+            (seed, role, first // _BLOCK_OBJECTS),
+            kinds[first % len(kinds) :] + kinds[: first % len(kinds)],
+            min(_BLOCK_OBJECTS, objects - first),
+            fields_each,
         )
-        self.register_buffer("mean", torch.zeros(FEATURES))
-        self.register_buffer("whitening", torch.eye(FEATURES))
-        self.register_buffer("radius2", torch.ones(()))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, FEATURES) -> (n, 3): log(|z| + 1/4 DOF), log of its sd, familiar if > 0."""
-        answer = self.body(features)
-        white = (features - self.mean) @ self.whitening
-        familiar = 1.0 - (white * white).sum(dim=1, keepdim=True) / self.radius2
-        log_sd = torch.clamp(answer[:, 1:2], -3.0, 1.5)
-        return torch.cat([answer[:, 0:1], log_sd, familiar], dim=1)
+        for first in range(0, objects, _BLOCK_OBJECTS)
+    ]
 
 
-def main() -> None:
-    """Make frames, train, export, write the card."""
-    parser = argparse.ArgumentParser(description="Train AENet")
-    parser.add_argument("--out", type=Path, default=Path("inference/weights"))
-    parser.add_argument("--objects", type=int, default=2_400)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--micrographs", type=Path, nargs="*", default=[])
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(options)
+def _made(settings: FocusTraining, report: Report) -> list[Examples]:
+    """All examples of the four roles, in the order of their blocks."""
+    roles = _blocks(settings)
+    blocks = [block for role in roles for block in role]
+    parts = list(_computed(settings, blocks, report))
+    made, start = [], 0
+    for role in roles:
+        made.append(joined(parts[start : start + len(role)]))
+        start += len(role)
+    return made
 
 
-def train(options: argparse.Namespace) -> Card:
-    """Train and export; also what `scopeloop train focus` calls."""
-    train_set = _examples(options, range(options.seed * 10_000, options.seed * 10_000 + 96))
-    test_set = _examples(
-        options, range(options.seed * 10_000 + 5_000, options.seed * 10_000 + 5_012)
-    )
-    _LOG.info("frames: %d to train, %d to test", len(train_set.features), len(test_set.features))
-    torch.manual_seed(options.seed)
-    torch.set_num_threads(max(1, min(options.workers, 8)))
-    module = AENetModule()
-    _set_familiar(module, train_set.features)
-    _fit(module, train_set, options.epochs, options.seed)
-    figures = _measure(module, test_set)
-    _LOG.info("%s", figures)
-    return _export(module, figures, options)
+def _computed(
+    settings: FocusTraining, blocks: Sequence[Block], report: Report
+) -> Iterator[Examples]:
+    total = len(blocks) + settings.epochs
+    jobs = min(_jobs(settings), len(blocks))
+    if jobs == 1:
+        for done, block in enumerate(blocks, start=1):
+            yield make_examples(block)
+            report(done, total, "frames")
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for done, part in enumerate(pool.imap(make_examples, blocks, chunksize=2), start=1):
+            yield part
+            report(done, total, "frames")
 
 
-def _examples(options: argparse.Namespace, seeds: range) -> Examples:
-    each = max(1, options.objects // 96)
-    jobs = [(seed, each, _FRAMES_EACH, tuple(options.micrographs)) for seed in seeds]
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        parts = pool.starmap(make_examples, jobs)
-    return Examples(
-        np.concatenate([p.features for p in parts]), np.concatenate([p.defocus_dof for p in parts])
-    )
+def _off(said: F32, defocus_dof: F32) -> F32:
+    """Error of the logarithm in its own sigmas."""
+    wanted = np.log(defocus_dof + _SMALLEST_DOF)
+    off: F32 = np.abs(said[:, 0] - wanted) / np.exp(said[:, 1])
+    return off
 
 
-def _set_familiar(module: AENetModule, features: npt.NDArray[np.float32]) -> None:
-    mean = features.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov(features.T))
-    whitening = vectors / np.sqrt(np.maximum(values, 1e-4))
-    distance2 = np.square((features - mean) @ whitening).sum(axis=1)
-    module.mean.copy_(torch.from_numpy(mean))
-    module.whitening.copy_(torch.from_numpy(whitening.astype(np.float32)))
-    module.radius2.fill_(float(np.quantile(distance2, 0.999)))
+def _widening(said: F32, defocus_dof: F32) -> float:
+    """By how much to multiply sigma so that 68.3 % of the errors lie within one."""
+    return float(np.clip(np.quantile(_off(said, defocus_dof), _WITHIN_1_SIGMA), 0.5, 3.0))
 
 
-def _fit(module: AENetModule, examples: Examples, epochs: int, seed: int) -> None:
-    x = torch.from_numpy(examples.features)
-    target = torch.log(torch.from_numpy(examples.defocus_dof) + _SMALLEST_DOF)
-    batch = 512
-    steps = epochs * (len(x) // batch)
-    optimiser = torch.optim.AdamW(module.body.parameters(), lr=2e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-    shuffle = torch.Generator().manual_seed(seed)
-    for epoch in range(epochs):
-        order = torch.randperm(len(x), generator=shuffle)
-        total = 0.0
-        for start in range(0, len(x) - batch + 1, batch):
-            chosen = order[start : start + batch]
-            inputs = x[chosen] + 0.01 * torch.randn(batch, FEATURES, generator=shuffle)
-            answer = module(inputs)
-            off = (answer[:, 0] - target[chosen]) * torch.exp(-answer[:, 1])
-            loss = (0.5 * torch.clamp(off * off, max=50.0) + answer[:, 1]).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += float(loss.detach())
-        if epoch % 10 == 9:
-            _LOG.info("epoch %d loss %.4f", epoch + 1, total * batch / len(x))
-
-
-def _measure(module: AENetModule, examples: Examples) -> dict[str, float]:
-    with torch.no_grad():
-        answer = module(torch.from_numpy(examples.features)).numpy()
-    truth = examples.defocus_dof
-    found = np.maximum(np.exp(answer[:, 0]) - _SMALLEST_DOF, 0.0)
-    off = np.abs(answer[:, 0] - np.log(truth + _SMALLEST_DOF)) / np.exp(answer[:, 1])
+def _figures(said: F32, truth: F32) -> dict[str, float]:
+    found = np.maximum(np.exp(said[:, 0]) - _SMALLEST_DOF, 0.0)
+    off = _off(said, truth)
     ranks = np.argsort(np.argsort(found)), np.argsort(np.argsort(truth))
     return {
         "median_error_dof": round(float(np.median(np.abs(found - truth))), 3),
         "within_1_sigma": round(float(np.mean(off < 1.0)), 3),
         "within_2_sigma": round(float(np.mean(off < 2.0)), 3),
         "rank_correlation": round(float(np.corrcoef(*ranks)[0, 1]), 3),
-        "familiar": round(float(np.mean(answer[:, 2] > 0.0)), 4),
+        "familiar": round(float(np.mean(said[:, 2] > 0.0)), 4),
         "test_frames": float(len(truth)),
     }
 
 
-def _export(module: AENetModule, figures: dict[str, float], options: argparse.Namespace) -> Card:
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "aenet.onnx"
-    torch.onnx.export(
-        module.eval(),
-        (torch.zeros(1, FEATURES),),
-        str(path),
-        input_names=["features"],
-        output_names=["answer"],
-        dynamic_axes={"features": {0: "n"}, "answer": {0: "n"}},
-        opset_version=17,
-        dynamo=False,
-    )
-    card = Card(
+def auroc(inside: F32, outside: F32) -> float:
+    """Chance that a frame of the first kind looks more familiar than one of the second."""
+    both = np.concatenate([inside, outside])
+    ranks = np.empty(len(both))
+    ranks[np.argsort(both, kind="stable")] = np.arange(1, len(both) + 1)
+    least = len(inside) * (len(inside) + 1) / 2.0
+    return float((ranks[: len(inside)].sum() - least) / (len(inside) * len(outside)))
+
+
+def _card(path: Path, parameters: int, figures: dict[str, float], settings: FocusTraining) -> Card:
+    return Card(
         name="AENet",
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        parameters=sum(p.numel() for p in module.parameters()),
+        parameters=parameters,
         input=Tensor(
             name="features",
             shape=(-1, FEATURES),
-            meaning="16 log band powers over their weighted mean, a quarter of them; "
-            "16 shares of signal, 0..1",
+            meaning="of 16 bands: log power over the weighted mean, a quarter of it; share of "
+            "signal, 0..1; unevenness of modes; spread over directions. Then the distribution of "
+            "structure over octaves and blocks (inference.focus.octaves)",
         ),
         output=Tensor(
             name="answer",
@@ -187,19 +233,35 @@ def _export(module: AENetModule, figures: dict[str, float], options: argparse.Na
             meaning="log(|defocus| in DOF of the pixel + 0.25); log of its standard deviation; "
             "familiar where > 0",
         ),
-        training_command=f"python -m inference.training.focus --objects {options.objects} "
-        f"--epochs {options.epochs} --seed {options.seed}",
-        training_data="random objects and geometric probes of inference.training.focus_frames"
-        + (f"; {len(options.micrographs)} real micrographs" if options.micrographs else ""),
+        training_command=f"python -m inference.training.focus --objects {settings.objects} "
+        f"--epochs {settings.epochs} --seed {settings.seed}",
+        training_data="random objects, geometric probes and cameras of "
+        f"inference.training.focus_frames; measured on objects kept out: {', '.join(HELD_OUT)}",
         figures=figures,
         licence="MIT",
     )
-    text = json.dumps(card.model_dump(), indent=1)
-    card_path(path).write_text(text + "\n", encoding="utf-8")
-    if not all(math.isfinite(v) for v in figures.values()):
-        message = f"training diverged: {figures}"
-        raise RuntimeError(message)
-    return card
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a training from the command line."""
+    parser = argparse.ArgumentParser(description="Train AENet")
+    parser.add_argument("--out", type=Path, default=Path("inference/weights"))
+    parser.add_argument("--objects", type=int, default=FocusTraining(Path()).objects)
+    parser.add_argument("--epochs", type=int, default=FocusTraining(Path()).epochs)
+    parser.add_argument("--seed", type=int, default=FocusTraining(Path()).seed)
+    parser.add_argument("--jobs", type=int, default=0, help="processes; 0: one a core")
+    parser.add_argument("--device", default="", help="cpu or cuda; the GPU where there is one")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    def logged(done: int, total: int, words: str) -> None:
+        if words != "frames" or done % max(total // 20, 1) == 0:
+            _LOG.info("%d of %d: %s", done, total, words)
+
+    train(
+        FocusTraining(given.out, given.objects, given.epochs, given.seed, given.jobs, given.device),
+        logged,
+    )
 
 
 if __name__ == "__main__":

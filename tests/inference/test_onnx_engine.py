@@ -14,7 +14,7 @@ WEIGHTS = Path(inference.__file__).parent / "weights" / "aenet.onnx"
 
 def test_runs_batches_that_agree_with_single_rows():
     engine = OnnxEngine(WEIGHTS, threads=1)
-    rows = np.random.default_rng(1).normal(size=(5, 32)).astype(np.float32)
+    rows = np.random.default_rng(1).normal(size=(5, engine.card.input.shape[1])).astype(np.float32)
     together = engine.run(rows)
     assert together.shape == (5, 3) and together.dtype == np.float32
     for row, answer in zip(rows, together, strict=True):
