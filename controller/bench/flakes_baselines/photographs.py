@@ -114,6 +114,8 @@ def simulated(scene: Scene, seed: int) -> Photograph:
     objective = Objective("bench", 20.0, scene.numerical_aperture, PIXEL_NM)
     renderer = Renderer(chip, optics, sensor, seed)
     exposure_s = 0.02 if scene.oxide_nm < 150.0 else 0.012
+    if scene.max_thickness_nm is not None:
+        exposure_s *= 0.45  # thick crystals are brighter than their substrate
     pixels = renderer.render(
         objective, 0.0, 0.0, 0.0, scene.shape_px, exposure_s=exposure_s / largest
     )
