@@ -34,6 +34,7 @@ from controller.bench.focus_baselines.conditions import (
     CONDITIONS,
     FOR_RIVALS,
     KNOWN,
+    LEVELS,
     NO_STIG,
     OTHER_OBJECTS,
     STIG,
@@ -73,6 +74,7 @@ class Plan:
     astigmatic: int
     no_stigmator: int
     known: int  # two more runs each, to learn from
+    levels: int  # of the image's grey levels, five conditions
     other_objects: int  # kinds of object that no bar is about
     rivals: int  # the first condition
     rivals_elsewhere: int
@@ -91,11 +93,15 @@ class Plan:
             return self.no_stigmator
         if condition is KNOWN:
             return self.known
+        if condition in LEVELS:
+            return self.levels
         return self.other_objects if condition in OTHER_OBJECTS else self.ours
 
 
-QUICK: Final = Plan(10, 8, 8, 10, 10, rivals=8, rivals_elsewhere=1, measures=8)
-FULL: Final = Plan(2_000, 2_000, 1_000, 1_000, 400, rivals=300, rivals_elsewhere=80, measures=80)
+QUICK: Final = Plan(10, 8, 8, 10, 10, 10, rivals=8, rivals_elsewhere=1, measures=8)
+FULL: Final = Plan(
+    2_000, 2_000, 1_000, 1_000, 1_000, 200, rivals=200, rivals_elsewhere=50, measures=50
+)
 
 
 def measure(quick: bool, seed: int) -> list[Row]:

@@ -15,7 +15,7 @@ from controller.bench.focus_baselines.rows import OURS, our_rows, rival_rows
 from controller.errors import BadSettings
 from controller.figures import Row
 
-NOTHING = Plan(0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Plan(0, 0, 0, 0, 0, 0, 0, 0, 0)
 BASE, FAR, EMPTY = "25 DOF, 200 e-/px", "100 DOF", "empty field"
 
 
@@ -227,7 +227,7 @@ def test_what_is_asked_of_fewer_objects_is_spread_over_all() -> None:
 def test_parts_can_be_picked(
     only: tuple[str, ...], conditions: set[str], methods: set[str]
 ) -> None:
-    plan = Plan(1, 1, 1, 1, 1, 1, 1, 1)
+    plan = Plan(1, 1, 1, 1, 1, 1, 1, 1, 1)
     todo = list(focus._todo(0, plan, only))
     assert {condition.name for condition, _ in todo} == conditions
     assert {name for _, name in todo} >= methods
