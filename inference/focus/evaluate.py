@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from inference.api import BadImage
+from inference.figures import Row
 from inference.focus.api import FocusCommand
 
 Image: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -123,21 +124,6 @@ class FocusMethod(Protocol):
 
 
 # --- real stacks ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure of the result, in the words of every `evaluate` command."""
-
-    name: str
-    value: float | None  # None: could not be measured here; `note` says why
-    unit: str = ""
-    bar: float | None = None
-    better: Literal["lower", "higher"] = "higher"
-    baseline: float | None = None
-    n: int | None = None
-    ci95: tuple[float, float] | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

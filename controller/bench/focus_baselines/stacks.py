@@ -44,7 +44,6 @@ from inference.focus.evaluate import (
     run_on_stack,
     summary_rows,
 )
-from inference.focus.evaluate import Row as StackRow
 from inference.focus.likelihood import Prior
 from inference.focus.metrics import METRICS
 
@@ -84,7 +83,7 @@ def stack_rows(
         if progress is not None:
             progress(done, total)
 
-    rows: list[StackRow] = []
+    rows: list[Row] = []
     is_inside = min(p.position for p in planes) < truth < max(p.position for p in planes)
     for k, levels in enumerate(LEVELS):
         runs = ran(ours, k)
@@ -104,9 +103,7 @@ def stack_rows(
         kept = summary_rows(best, bars, f"{method.name}: ")[:5]
         rows += [replace(row, bar=None, note=how if k == 0 else "") for k, row in enumerate(kept)]
         advanced()
-    return [
-        Row(r.name, r.value, r.unit, r.bar, r.better, r.baseline, r.n, r.ci95, r.note) for r in rows
-    ]
+    return rows
 
 
 def _variants(
@@ -160,9 +157,9 @@ def _single_frame(looker: AENet) -> Mapping[str, Callable[[Image], float]]:
     return {"ours": ours, **{name: partial(blunt, name=name) for name in METRICS}}
 
 
-def _time_row(runs: Sequence[StackRun]) -> StackRow:
+def _time_row(runs: Sequence[StackRun]) -> Row:
     took_ms = np.array([run.wall_s / max(run.frames, 1) * 1e3 for run in runs])
-    return StackRow(
+    return Row(
         "ms_per_frame",
         float(np.median(took_ms)),
         "ms",
