@@ -41,6 +41,8 @@ _COARSE_DOF = 40.0  # a range beyond this begins in the wide field
 _LOCATED_DOF = 5.0  # sigma at which the fine field takes over from the wide
 _LEAST_PROBE = 0.4  # of the usual step
 _PROBE_PER_DEFOCUS = 2.0  # step over what one frame says of |defocus|
+_LONGEST_ARM_DOF = 10.0  # of a bracket
+_TAUGHT_LOG_SD = 0.1  # a scale known as well as this came from earlier runs
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
 _BRACKET_MARGIN = 1.4  # belief moves with the frames that are still to come
@@ -53,14 +55,14 @@ class Limits:
     """How the controller may act, and when it is sure enough."""
 
     most_frames: int = 12
-    most_frames_low_dose: int = 36  # where noise is what is left, and more frames will end it
+    most_frames_low_dose: int = 60  # where noise is what is left, and more frames will end it
     lowest_z_dof: float = -math.inf  # commands outside are not asked for
     highest_z_dof: float = math.inf
     probe_step_dof: float = 10.0  # signed: the side on which moving is safe or free of backlash
     least_bracket_dof: float = 4.0
     most_bracket_dof: float = 12.0
     wide_ratio: float = 4.0  # field of the wide frames over the fine; 1: there are none
-    most_sigma_dof: float = 0.25
+    most_sigma_dof: float = 0.2
     most_stig_sigma_dof: float = 0.25
     least_evidence: float = 8.0  # log-likelihood over "no focus"
     least_presence: float = 5.0  # of the frame that shows most, in standard deviations of noise
@@ -217,13 +219,17 @@ class ACNet:
             return True
         return first.defocus_dof + 2.0 * first.defocus_sigma_dof > 25.0
 
-    def _is_sure(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
+    def _is_sure(
+        self, views: Sequence[FocusView], belief: FocusBelief, margin: float = 1.0
+    ) -> bool:
         """Sigmas small enough, and frames on both sides of focus, about equally far.
 
         With a stigmator the bracket has to be seen with most of the astigmatism gone: what an
-        error of scale leaves grows with it.
+        error of scale leaves grows with it. A scale that earlier runs taught leaves less, and
+        arms may be longer and less equal. margin < 1: the bracket was good enough a frame ago.
         """
-        return self._is_known(belief) and self._is_bracket(self._offsets(views, belief), belief)
+        offsets = self._offsets(views, belief)
+        return self._is_known(belief) and self._is_bracket(offsets, belief, margin)
 
     def _is_known(self, belief: FocusBelief) -> bool:
         limits = self.limits
@@ -243,12 +249,14 @@ class ACNet:
         self, offsets: Sequence[float], belief: FocusBelief, margin: float = 1.0
     ) -> bool:
         """Whether there is one on both sides, about equally far off; margin > 1: more equally."""
-        least, uneven, most = 2.0, 2.0, 10.0
+        least, uneven, most = 2.0 * margin, 2.0, _LONGEST_ARM_DOF
+        if self.prior.blur_log_sd <= _TAUGHT_LOG_SD:
+            uneven, most = 2.0 * uneven, 2.0 * most
         if self.prior.astigmatism_dof > 0.0:
             # What is left of the astigmatism puts its line foci as far off on both sides.
             least, uneven, most = 1.0, 2.5, 8.0 if self.limits.has_stigmator else 13.0
         if not belief.is_noise_white:
-            most = min(most, _UNKNOWN_BRACKET_DOF + 1.0)
+            uneven, most = 2.0, min(most, _UNKNOWN_BRACKET_DOF + 1.0)
         above = [off for off in offsets if least <= off < most]
         below = [-off for off in offsets if least <= -off < most]
         return any(margin / uneven < a / b < uneven / margin for a in above for b in below)
@@ -264,7 +272,7 @@ class ACNet:
     def _is_verification(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
         """Whether the last frame lies where focus is believed to be, and all is known."""
         last = views[-1].command
-        if last.field_ratio != 1.0 or not self._is_sure(views[:-1], belief):
+        if last.field_ratio != 1.0 or not self._is_sure(views[:-1], belief, 0.8):
             return False
         off = math.hypot(last.z_dof - belief.z_dof, self._stig_off_dof(last, belief))
         return off <= 0.6

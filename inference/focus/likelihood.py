@@ -22,12 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.focus import blur
-from inference.focus.api import FocusCommand, FocusView
+from inference.focus.api import FocusBelief, FocusCommand, FocusView
 from inference.focus.spectrum import SECTORS, BandPower, band_edges_cyc_px
 
 F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.floating[Any]]
 SECTOR_STRIDE = 2  # bands taken together where sectors are told apart
+PEDESTAL_LOG_SD = 1.5  # of the noise's colour, where there is one
+_CARRIED_LOG_SD = 0.05  # of the blur's scale, from one run to the next
 _PEDESTAL_LOG = np.float32(0.7)  # what coloured noise has over the highest frequencies' floor
 
 
@@ -42,11 +44,27 @@ class Prior:
     shape_probabilities: tuple[float, ...] = (1.0 / len(blur.SHAPES),) * len(blur.SHAPES)
     gain_log_sd: float = 0.15  # of the power, frame to frame
     spectrum_log_sd: float = 2.5
-    temperature: float = 1.2
+    temperature: float = 0.85  # what errors of neighbouring bands share, less what they overstate
     sector_temperature: float = 1.8
     model_log_sd: float = 0.06
     pedestal_log_sd: float = 0.0  # 0: noise is white, with each frame's own floor; see `believe`
-    least_sigma_dof: float = 0.05  # lens errors that no frame tells, in the best of cases
+    least_sigma_dof: float = 0.015  # lens errors that no frame tells, in the best of cases
+
+    def carried_over(self, belief: FocusBelief) -> Prior:
+        """What is known after a run that ended in focus, for the next one on the same instrument.
+
+        The scale is widened, for apertures and voltages drift; every shape stays possible. Carry
+        over only what a verified run believed; a run that gave up teaches nothing.
+        """
+        log_sd = math.hypot(belief.scale_log_sd, _CARRIED_LOG_SD)
+        shapes = belief.shape_probabilities
+        return replace(
+            self,
+            blur_px_per_dof=belief.scale,
+            blur_log_sd=min(log_sd, max(self.blur_log_sd, _CARRIED_LOG_SD)),
+            shape_probabilities=tuple(0.7 * p + 0.3 / len(shapes) for p in shapes),
+            pedestal_log_sd=self.pedestal_log_sd if belief.is_noise_white else PEDESTAL_LOG_SD,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

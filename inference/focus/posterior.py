@@ -21,6 +21,7 @@ from inference.focus.api import FocusBelief, FocusView
 from inference.focus.astigmatism import believe_astigmatic
 from inference.focus.likelihood import (
     F64,
+    PEDESTAL_LOG_SD,
     Cells,
     Prior,
     coadded,
@@ -35,8 +36,8 @@ from inference.focus.likelihood import (
 
 _HALF_STEPS = 60  # of the first grid over the range
 _BAD_MISFIT = 0.9  # one run in ten on a counted, unprocessed image
-_PEDESTAL_LOG_SD = 1.5
 _UNKNOWN_LOG_SD = 0.4  # of the scale, where the image is not what the instrument was said to give
+_UNKNOWN_SIGMA_DOF = 0.1  # what such an image leaves untold, in the best of cases
 _LEAST_GAIN = 3.0  # of log-evidence
 _HALF_FINE = 24  # of the grid around the peak
 
@@ -65,8 +66,9 @@ def _believed(views: tuple[FocusView, ...], prior: Prior) -> FocusBelief:
     if round_belief.misfit > _BAD_MISFIT and prior.pedestal_log_sd <= 0.0:
         unknown = replace(
             prior,
-            pedestal_log_sd=_PEDESTAL_LOG_SD,
+            pedestal_log_sd=PEDESTAL_LOG_SD,
             blur_log_sd=max(prior.blur_log_sd, _UNKNOWN_LOG_SD),
+            least_sigma_dof=max(prior.least_sigma_dof, _UNKNOWN_SIGMA_DOF),
         )
         again, log_evidence_again = _round_belief(summed, unknown)
         if log_evidence_again > log_evidence + _LEAST_GAIN:
@@ -156,7 +158,7 @@ def best_bracket_dof(views: Sequence[FocusView], belief: FocusBelief, prior: Pri
     the object and the noise that the frames have shown so far.
     """
     if not belief.is_noise_white:
-        prior = replace(prior, pedestal_log_sd=_PEDESTAL_LOG_SD)
+        prior = replace(prior, pedestal_log_sd=PEDESTAL_LOG_SD)
     data = [g for g in ring_cells(views) if g.pixel == min(h.pixel for h in ring_cells(views))]
     shape = int(np.argmax(belief.shape_probabilities))
     table = blur.table()[shape]
