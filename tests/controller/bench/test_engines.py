@@ -6,6 +6,7 @@ import pytest
 from controller import app
 from controller.bench import engines
 from inference.api import NoEngine
+from inference.focus.aenet import FEATURES
 from inference.onnx_engine import OnnxEngine
 
 
@@ -25,9 +26,9 @@ def test_a_missing_engine_says_why(rows):
         raise NoEngine("no NVIDIA driver here")
 
     found = rows(lacks)
-    missing = found["aenet on TensorRT, batch of (2, 32)"]
+    missing = found[f"aenet on TensorRT, batch of (2, {FEATURES})"]
     assert (missing.value, missing.note) == (None, "no NVIDIA driver here")
-    assert found["aenet on onnxruntime, batch of (2, 32)"].value > 0
+    assert found[f"aenet on onnxruntime, batch of (2, {FEATURES})"].value > 0
     assert found["aenet on onnxruntime, two frames"].bar == 15.0
     assert not any("difference" in name for name in found)
 
