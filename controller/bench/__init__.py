@@ -69,6 +69,7 @@ BENCHES: Final = _table(
     Bench("chips", "searches over four crystals on two oxides: recall and precision per layer"),
     Bench("crash", "kill -9 at random instants of a search, and resume: what is lost"),
     Bench("flakes", "flake detection against its rivals, on real and on simulated photographs"),
+    Bench("focus_loop", "the running focus: backlash, drift, stale frames, far starts, hold"),
     Bench("search_focus", "the same chips focused by the networks and by sweeps: frames, minutes"),
     Bench("focus", "few-frame focus against every rival: success, error, frames, dose, harm"),
 )

@@ -296,7 +296,7 @@ def problem_of(subject: Subject, condition: Condition, other: int = 0) -> Simula
         dwell_ns=dwell_ns,
         beam=subject.beam,
     )
-    bright, mean = _brightness(Column(plain, subject.specimen), condition.saturated_ratio)
+    bright, mean = brightness(Column(plain, subject.specimen), condition.saturated_ratio)
     span = condition.gain[1] / condition.gain[0]
     gain = math.exp(math.log(condition.gain[0]) + gain_u * math.log(span))
     # A gain drawn up to twice the usual one starts from half of it: a detector has its top.
@@ -342,7 +342,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
     return ends[0] + share * (ends[1] - ends[0])
 
 
-def _brightness(column: Column, saturated_ratio: float) -> tuple[float, float]:
+def brightness(column: Column, saturated_ratio: float) -> tuple[float, float]:
     """Yield that all but `saturated_ratio` of a field's pixels stay under, and its mean.
 
     An empty field's noise needs room above its mean, whatever the brightest pixels are.
