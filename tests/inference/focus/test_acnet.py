@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from inference.focus.acnet import ACNet, Limits
 from inference.focus.aenet import AENet
 from inference.focus.api import Done, FocusCommand, GiveUp, Measure
+from inference.focus.evaluate import StackProblem, read_stack
 from inference.focus.likelihood import Prior
 
 LOOK = AENet().look
@@ -78,6 +80,28 @@ def test_commands_stay_within_limits(make_instrument, probe):
         assert z_dof != 20.0 or isinstance(end, GiveUp)
 
 
+@pytest.mark.parametrize("z_dof", [0.0, 1.5, -20.0])
+def test_the_probe_is_near_where_focus_is_near(make_instrument, z_dof):
+    first = LOOK(make_instrument(81, z_dof).frame(HERE), HERE)
+    told = replace(first, defocus_dof=abs(z_dof), defocus_sigma_dof=0.5, reason="")
+    step = ACNet().next_step([told])
+    assert isinstance(step, Measure) and step.purpose == "probe"
+    assert step.command.z_dof == (10.0 if z_dof == -20.0 else pytest.approx(4.0))
+
+
+def test_a_taught_prior_needs_fewer_frames(make_instrument):
+    counts = []
+    for prior in (Prior(), Prior(blur_px_per_dof=1.04, blur_log_sd=0.06)):
+        frames = 0
+        for seed in (91, 92, 93):
+            z_dof = float(np.random.default_rng(seed).uniform(-25, 25))
+            end, views = _run(make_instrument(seed, z_dof), ACNet(prior=prior))
+            assert isinstance(end, Done) and abs(end.command.z_dof - z_dof) < 0.5
+            frames += len(views)
+        counts.append(frames)
+    assert counts[1] < counts[0]
+
+
 def test_black_frames_are_no_evidence():
     views = []
     for i in range(6):
@@ -94,3 +118,25 @@ def test_is_pure(make_instrument):
     assert ACNet().next_step(views) == ACNet().next_step(list(views))
     with pytest.raises(ValueError, match="no frame"):
         ACNet().next_step([])
+
+
+@pytest.mark.parametrize("start", [-9, -4, 0, 2, 7])
+def test_a_real_stack_is_focused_without_knowing_its_blur(shared_data, start):
+    folder = shared_data / "focus" / "smear"
+    if not folder.is_dir():
+        pytest.skip("no real stack here")
+    planes = read_stack(folder, r"(?P<z>-?\d+)\.png")
+    index = [plane.position for plane in planes].index(start)
+    for direction in (1.0, -1.0):
+        problem = StackProblem(planes, index, direction, 1.0)
+        lowest, highest = problem.limits_dof
+        limits = Limits(wide_ratio=1.0, lowest_z_dof=lowest, highest_z_dof=highest)
+        acnet = ACNet(limits, Prior(range_dof=20.0, blur_log_sd=0.5))
+        views, step = [], Measure(problem.start, "start")
+        while isinstance(step, Measure):
+            seen = problem.observe(step.command)
+            views.append(LOOK(seen.pixels, seen.command))
+            step = acnet.next_step(views)
+        assert isinstance(step, Done), step
+        assert abs(problem.position(step.command)) <= 0.3
+        assert problem.frames <= 7  # 6 with the network's one-frame |defocus|
