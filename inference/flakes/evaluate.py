@@ -25,7 +25,7 @@ from typing import Final, Literal
 import numpy as np
 
 from inference.api import BadImage, BadModel, FlakeAnswer, FlakeDetector
-from inference.figures import Row as Row
+from inference.figures import Row
 from inference.flakes.calibration import SubstrateCalibration
 from inference.flakes.masks import (
     images_in,
