@@ -155,7 +155,7 @@ def read_coco(path: Path) -> CocoFile:
         annotations = list(content["annotations"])
         categories = {c["id"]: str(c["name"]) for c in content.get("categories", [])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadModel(f"{path}: cannot be read as a COCO file: {error!r}") from error
+        raise BadModel(f"{path}: cannot be read as a COCO file: {_said(error)}") from error
     found = _collected(path, "annotations", annotations, images, categories)
     return CocoFile(images, found, categories)
 
@@ -212,10 +212,16 @@ def _collected(
                 _coco_instance(annotation, images[image_id], categories)
             )
         except (ValueError, KeyError, TypeError) as error:
-            said = error.args[0] if isinstance(error, KeyError) else error
-            said = f"no {said!r}" if isinstance(error, KeyError) and " " not in str(said) else said
-            raise BadModel(f"{path}: {key}[{number}]: {said}") from error
+            raise BadModel(f"{path}: {key}[{number}]: {_said(error)}") from error
     return {stem: tuple(instances) for stem, instances in found.items()}
+
+
+def _said(error: Exception) -> str:
+    """What an error means to somebody who looks at the file."""
+    if isinstance(error, KeyError):
+        key = str(error.args[0])
+        return key if " " in key else f"no {key!r}"
+    return str(error)
 
 
 def _coco_instance(
