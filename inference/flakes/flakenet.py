@@ -53,6 +53,7 @@ from inference.flakes.physics_detector import (
 )
 
 FloatArray = npt.NDArray[np.float32]
+_Pixels = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]  # rows, columns
 
 _LOGITS = 4 * len(CLASSES)
 _WORTH_LOOKING = -3.0  # log odds against bare substrate below which a place is left out
@@ -60,7 +61,9 @@ _KERNEL3 = np.ones((3, 3), dtype=np.uint8)
 _UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
 _INNER_PX = 12  # half-resolution pixels that a judgement should rest on
 _LEAST_FLAKE = 0.15  # of the mean posterior: less is dirt or substrate
-_AGREEMENT_POWER = 0.5
+SCORE_WEIGHTS = (0.952, 0.25, 4.813, -4.404, -3.645, -0.651)
+SCORE_BIAS = -3.227
+_OWN_SHARE = 0.45  # probability from which a pixel belongs to a region of the network's own
 _SAME_SHARE = 0.5  # of the smaller one's pixels: two proposals for the same thing
 _NAMED_LAYERS = 6
 
@@ -75,16 +78,24 @@ class Posterior:
     borders: FloatArray  # (n, 4) probability of a border
     oddity: float  # > 0: unlike any photograph of a chip
 
-    def at(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> FloatArray:
-        """Probabilities of half-resolution pixels, (n, len(CLASSES))."""
-        place = self.places[rows >> 1, columns >> 1]
-        found: FloatArray = self.shares[place, (rows & 1) * 2 + (columns & 1)]
+    def at(
+        self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Probabilities of half-resolution pixels, (n, len(CLASSES)), and of a border, (n,)."""
+        place, part = self.places[rows >> 1, columns >> 1], (rows & 1) * 2 + (columns & 1)
+        shares: FloatArray = self.shares[place, part]
+        borders: FloatArray = self.borders[place, part]
         bare = place < 0
         if bare.any():
-            found = found.copy()
-            found[bare] = 0.0
-            found[bare, 0] = 1.0
-        return found
+            shares[bare] = 0.0
+            shares[bare, 0] = 1.0
+            borders[bare] = 0.0
+        return shares, borders
+
+    def plane(self, number: int, rows: slice, columns: slice) -> FloatArray:
+        """Probability of one class in a box of half-resolution pixels."""
+        y, x = np.mgrid[rows, columns]
+        return np.asarray(self.at(y.ravel(), x.ravel())[0][:, number].reshape(y.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +106,37 @@ class FlakeView:
     is_physics: bool  # the network did not speak: there was nothing to see, or it does not know it
     oddity: float  # > 0: unlike any photograph of a chip
     dirt_share: float  # of the photograph that is neither substrate nor the crystals
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What tells a proposal that is a flake, rightly cut, from others; each 0..1 but the area."""
+
+    flake: float  # mean probability of its inner pixels to be any flake
+    wanted: float  # of these, that it is not too thick
+    agreement: float  # of these, that they are of its own class
+    rim_border: float  # mean probability of a border along its edge
+    inner_border: float  # and inside
+    rim_share: float  # pixels of its edge over all
+    area_px: float
+    is_own: bool  # the network's proposal, not the physics'
+
+    def score(self) -> float:
+        """Probability that it overlaps a real flake by half or more."""
+        terms = (
+            _odds(self.flake),
+            _odds(self.wanted),
+            self.rim_border,
+            self.inner_border,
+            self.rim_share,
+            float(self.is_own),
+        )
+        value = sum(w * t for w, t in zip(SCORE_WEIGHTS, terms, strict=True)) + SCORE_BIAS
+        return 1.0 / (1.0 + math.exp(-value))
+
+
+def _odds(share: float) -> float:
+    return math.log((share + 1e-3) / (1.0 - share + 1e-3))
 
 
 def decoded(answer: FloatArray, height: int, width: int) -> Posterior:
@@ -266,19 +308,28 @@ class _Region:
             detection,
         )
 
-    def inner(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Rows and columns of half-resolution pixels well inside it, or just inside it."""
-        padded = np.pad(self.mask.astype(np.uint8), 1)
-        found = np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
-        for rounds in (3, 2, 1, 0):
-            core = cv2.erode(padded, _KERNEL3, iterations=rounds) if rounds else padded
-            inside = core[1:-1, 1:-1]
-            y0, x0 = self.top & 1, self.left & 1
-            rows, columns = np.nonzero(inside[y0::2, x0::2])
-            found = rows + (self.top + y0) // 2, columns + (self.left + x0) // 2
-            if rows.size >= _INNER_PX:
+    def parts(self, shape: tuple[int, int]) -> tuple[_Pixels, _Pixels]:
+        """Half-resolution pixels inside it and along its edge; both may be few, not the first none.
+
+        shape: of the half-size image.
+        """
+        top, left = (self.top + 1) // 2, (self.left + 1) // 2
+        small = self.mask[self.top & 1 :: 2, self.left & 1 :: 2]
+        small = small[: shape[0] - top, : shape[1] - left].astype(np.uint8)
+        padded = np.pad(small, 1).astype(np.uint8)
+        once = np.asarray(cv2.erode(padded, _KERNEL3), dtype=np.uint8)
+        twice = np.asarray(cv2.erode(once, _KERNEL3), dtype=np.uint8)
+        inside = padded
+        for core in (twice, once):
+            if int(core.sum()) >= _INNER_PX:
+                inside = core
                 break
-        return found
+        rim = padded - once
+        found = []
+        for part in (inside, rim):
+            rows, columns = np.nonzero(part[1:-1, 1:-1])
+            found.append((rows + top, columns + left))
+        return found[0], found[1]
 
 
 def own_regions(
@@ -311,10 +362,23 @@ def own_regions(
                 ys, xs = np.nonzero(part)
             ratio = half[ys + y0, xs + x0] * inverse[ys + y0, xs + x0]
             red, green, blue = (float(v) for v in np.median(ratio, axis=0) - 1.0)
+            share = posterior.plane(number, slice(y0, y1), slice(x0, x1))
+            share *= cv2.dilate(part, _KERNEL3)
             size = (2 * (x1 - x0), 2 * (y1 - y0))
-            mask = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR) > 0.5
+            fine = cv2.resize(share, size, interpolation=cv2.INTER_LINEAR)
+            mask = _largest(np.asarray(fine > _OWN_SHARE, dtype=np.bool_))
+            if mask is None:
+                continue
             found.append(_Region(mask, 2 * x0, 2 * y0, (red, green, blue), None))
     return found
+
+
+def _largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_] | None:
+    """Its largest connected piece; None where it is empty."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
+    if count < 2:
+        return None
+    return np.asarray(labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])), dtype=np.bool_)
 
 
 def _apart(found: Sequence[Detection]) -> list[Detection]:
@@ -352,11 +416,10 @@ class _Judge:
 
     def judged(self, region: _Region, posterior: Posterior, steps: Ladder) -> Detection | None:
         """None where it is no flake that is wanted."""
-        rows, columns = region.inner()
-        inside = (rows < posterior.best.shape[0]) & (columns < posterior.best.shape[1])
-        shares = posterior.at(rows[inside], columns[inside])
-        if not len(shares):
+        inside, rim = region.parts(posterior.best.shape[:2])
+        if not inside[0].size:
             return None
+        shares, borders = posterior.at(*inside)
         mean = shares.mean(axis=0)
         flake = float(mean[1:DIRT_CLASS].sum())
         if flake < _LEAST_FLAKE:
@@ -365,8 +428,17 @@ class _Judge:
         layers = self._layers(mean, contrast, steps)
         wanted = layers[: self.settings.max_layers]
         best = int(np.argmax(wanted))
-        agreement = float(shares[:, _class_of(best + 1)].mean()) / max(flake, 1e-6)
-        score = flake * float(wanted.sum()) * agreement**_AGREEMENT_POWER
+        signs = Signs(
+            flake=flake,
+            wanted=float(wanted.sum()),
+            agreement=float(mean[_class_of(best + 1)]) / flake,
+            rim_border=float(posterior.at(*rim)[1].mean()) if rim[0].size else 0.0,
+            inner_border=float(borders.mean()),
+            rim_share=rim[0].size / max(region.mask.sum() / 4.0, 1.0),
+            area_px=float(region.mask.sum()),
+            is_own=region.physics is None,
+        )
+        score = signs.score()
         if score < self.settings.score_min:
             return None
         ranked = sorted(enumerate(wanted.tolist(), 1), key=lambda pair: -pair[1])[:_NAMED_LAYERS]

@@ -185,7 +185,9 @@ def test_decoding_puts_the_four_pixels_in_their_places():
     assert found.best[6:8, 10:12].tolist() == [[1, 2], [3, 4]]
     assert np.count_nonzero(found.best) == 4
     assert found.oddity == pytest.approx(0.25)
-    shares = found.at(np.array([6, 7, 0]), np.array([11, 10, 0]))
+    shares, borders = found.at(np.array([6, 7, 0]), np.array([11, 10, 0]))
+    assert borders.tolist() == [0.5, 0.5, 0.0]
+    assert found.plane(4, slice(6, 8), slice(10, 12))[1, 1] > 0.99
     assert shares[0, 2] > 0.99
     assert shares[1, 3] > 0.99
     assert shares[2, 0] == 1.0
