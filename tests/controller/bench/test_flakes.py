@@ -20,6 +20,9 @@ from controller.bench.flakes_baselines.gaussian_mixture import (
 from controller.bench.flakes_baselines.photographs import Photograph, Scene, simulated
 from controller.bench.flakes_baselines.tasks import Claim, Result, Task, Truth, run_task
 from controller.errors import BadSettings
+from inference.flakes.evidence import CLASSES
+from inference.flakes.flakenet import FlakeNetDetector
+from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
 from inference.flakes.scoring import Instance, Overlaps, iou_matrix
 
 SUBSTRATE = np.array([130.0, 115.0, 155.0])
@@ -282,3 +285,28 @@ def test_points_lost_are_between_the_same_chips():
     found.append(of("JPEG 85", 1, False))
     values = {row.name: row.value for row in bench.change_rows(found)}
     assert values["simulated: AP50 lost, JPEG 85"] == pytest.approx(100 * 0.5 * 51 / 101)
+
+
+class Undecided:
+    """A network that finds everything equally likely, and frames as odd as it is told."""
+
+    name = "undecided"
+    runs_on = "nothing"
+
+    def __init__(self, oddity):
+        self.oddity = oddity
+
+    def run(self, planes):
+        answer = np.zeros((1, 4 * len(CLASSES) + 5, planes.shape[2], planes.shape[3]), np.float32)
+        answer[:, -1] = self.oddity
+        return answer
+
+
+@pytest.mark.parametrize("oddity", [-2.0, 3.0])
+def test_the_network_says_how_odd_a_photograph_is(oddity):
+    shown = Photograph("a", painted(PLACES), ())
+    finder = methods.asked(FlakeNetDetector(Undecided(oddity), DetectorSettings()))
+    assert finder(shown).strangeness == pytest.approx(oddity)
+    physics = methods.asked(PhysicsDetector(DetectorSettings()))(shown)
+    assert physics.strangeness == 0.0
+    assert len(physics.thickness_nm) == len(physics.instances) == 2
