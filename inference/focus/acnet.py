@@ -7,8 +7,12 @@ The first step is a probe: two frames at a known distance tell on which side foc
 frames bracket focus instead of sitting on it: at focus the spectrum does not change with defocus to
 first order, so a frame there says where focus is no better than a blind one; two frames on both
 sides are equally sharp exactly when focus is half way, whatever the shape and the scale of the
-blur. The stigmator is set to what is believed as soon as it is known better than it is off. The
-last frame is taken at the answer and must be as sharp as every other.
+blur. The last frame is taken at the answer and must be as sharp as every other.
+
+Where there may be astigmatism, each frame is taken where it is expected to tell most, with the
+stigmator as it is or as it is believed to be right, until focus is known and bracketed. Without a
+stigmator the answer is the circle of least confusion, which is sharper than any other plane only
+when little is left: the posterior vouches for it then.
 
 Far from focus the wide field leads (blur of a hundred pixels needs a field of a thousand) and the
 fine one follows. A history that no focus explains better than none, that runs out of frames or of
@@ -45,6 +49,7 @@ _LONGEST_ARM_DOF = 10.0  # of a bracket
 _TAUGHT_LOG_SD = 0.1  # a scale known as well as this came from earlier runs
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
+_SURER = 0.88  # than of a round lens: what is left of astigmatism has heavy tails
 _BRACKET_MARGIN = 1.4  # belief moves with the frames that are still to come
 _MOST_STIG_SEEN_DOF = 3.0  # left in a frame whose sharpness is compared with others'
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
@@ -130,6 +135,8 @@ class ACNet:
         if limits.has_stigmator:
             ratio = max(ratio, belief.stig_sigma_dof / limits.most_stig_sigma_dof)
         enough = 1.3 * ratio * ratio * len(views) + 2
+        if self.prior.astigmatism_dof > 0.0 and self._is_known(belief):
+            return limits.most_frames
         if ratio < 4.0 and enough <= limits.most_frames_low_dose and belief.misfit < 1.5:
             return max(limits.most_frames, limits.most_frames_low_dose)
         return limits.most_frames
@@ -235,7 +242,10 @@ class ACNet:
         limits = self.limits
         if limits.has_stigmator and belief.stig_sigma_dof > limits.most_stig_sigma_dof:
             return False
-        return belief.sigma_dof <= limits.most_sigma_dof
+        most = limits.most_sigma_dof
+        if self.prior.astigmatism_dof > 0.0:
+            most *= _SURER
+        return belief.sigma_dof <= most
 
     def _offsets(self, views: Sequence[FocusView], belief: FocusBelief) -> list[float]:
         """How far off focus the frames were taken that a bracket can be made of."""
@@ -254,7 +264,7 @@ class ACNet:
             uneven, most = 2.0 * uneven, 2.0 * most
         if self.prior.astigmatism_dof > 0.0:
             # What is left of the astigmatism puts its line foci as far off on both sides.
-            least, uneven, most = 1.0, 2.5, 8.0 if self.limits.has_stigmator else 13.0
+            least, uneven, most = 1.0, 2.5, 5.0 if self.limits.has_stigmator else 13.0
         if not belief.is_noise_white:
             uneven, most = 2.0, min(most, _UNKNOWN_BRACKET_DOF + 1.0)
         above = [off for off in offsets if least <= off < most]
@@ -314,17 +324,10 @@ class ACNet:
         telling = best_bracket_dof(usable, belief, self.prior)
         most = limits.most_bracket_dof if belief.is_noise_white else _UNKNOWN_BRACKET_DOF
         distance = min(max(1.2 * belief.sigma_dof, telling, limits.least_bracket_dof), most)
-        if limits.has_stigmator:
-            # The line foci of what is left of the astigmatism should lie inside the bracket.
-            distance = max(
-                distance, min(2.0 * belief.stig_sigma_dof + 4.0, limits.most_bracket_dof)
-            )
         near = [
             v.command.z_dof - z
             for v in usable
-            if v.command.field_ratio == 1.0
-            and abs(v.command.z_dof - z) < 2.5 * distance
-            and self._stig_off_dof(v.command, belief) < 3.0
+            if v.command.field_ratio == 1.0 and abs(v.command.z_dof - z) < 2.5 * distance
         ]
         # What stands at about that distance counts: two frames that are equally sharp bracket best.
         above = sum(0.6 * distance < d < 1.7 * distance for d in near)
@@ -334,12 +337,7 @@ class ACNet:
             side = math.copysign(1.0, z - middle)
         else:
             side = 1.0 if above < below else -1.0
-        stig = (views[-1].command.stig_x_dof, views[-1].command.stig_y_dof)
-        if limits.has_stigmator:
-            change = math.hypot(belief.stig_x_dof - stig[0], belief.stig_y_dof - stig[1])
-            if belief.stig_sigma_dof < max(0.7 * change, 0.3):
-                stig = (belief.stig_x_dof, belief.stig_y_dof)
-        command = FocusCommand(z + side * distance, *stig)
+        command = replace(views[-1].command, z_dof=z + side * distance, field_ratio=1.0)
         if len(views) >= 6 and belief.sigma_dof < 1.5:
             # What is left is noise: the same places again, so that their frames can be summed.
             for view in usable:

@@ -100,6 +100,25 @@ def test_what_is_left_of_focus_alone_is_less(make_instrument):
     assert np.all(alone < both)
 
 
+@pytest.mark.parametrize("stig_x", [0.0, 8.0])
+def test_sigma_knows_that_astigmatism_left_is_an_error_of_the_model(make_instrument, stig_x):
+    views = _views(
+        make_instrument(11, 0.0, (stig_x, 0.0), dose=5_000.0),
+        map(FocusCommand, (0.0, 8.0, -8.0, 4.0, -4.0, 2.0, -2.0)),
+    )
+    belief = believe(views, PRIOR)
+    assert (belief.sigma_dof > 0.09) == (stig_x > 0.0)
+    assert abs(belief.z_dof) < 3.0 * belief.sigma_dof
+
+
+def test_far_from_its_line_foci_it_probes_as_far_as_ever(make_instrument):
+    view = LOOK(make_instrument(12).frame(FocusCommand(0.0)), FocusCommand(0.0))
+    near, far = ACNet(prior=Prior()).next_step([view]), ACNet(prior=PRIOR).next_step([view])
+    assert isinstance(near, Measure) and isinstance(far, Measure)
+    # A sharp frame is near focus, if the lens is round; else it may be a line focus.
+    assert abs(near.command.z_dof) <= abs(far.command.z_dof) == Limits().probe_step_dof
+
+
 @pytest.mark.parametrize("gain", [0.5, 2.0])
 def test_gain_of_a_frame_does_not_matter(make_instrument, gain):
     instrument = make_instrument(6, -4.0, (3.0, 2.0))
