@@ -22,6 +22,8 @@ from typing import TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_RISK_RATIO = 0.8  # of the tolerance
+
 
 class HoldSettings(BaseModel):
     """How closely focus is held, in the few-frame focus's units."""
@@ -169,14 +171,16 @@ def moved_by_hand(held: Held, z: float, now_s: float, settings: HoldSettings) ->
 def next_hold_step(held: Held, lens_z: float, now_s: float, settings: HoldSettings) -> HoldStep:
     """Say what pays now, with the lens at `lens_z`."""
     here = predicted(held, now_s, settings)
-    sigma = math.sqrt(here.z_variance)
+    sigma, off = math.sqrt(here.z_variance), here.z - lens_z
+    is_worth_it = abs(off) > max(settings.least_move, settings.move_sigmas * sigma)
     if now_s >= held.rests_until_s:
         is_late = now_s - held.checked_s > settings.longest_s
-        if held.is_doubtful or is_late or sigma > settings.most_sigma:
+        # Perhaps out of focus already, and not sure enough to mend it blindly.
+        is_risky = not is_worth_it and abs(off) + 2.0 * sigma > _RISK_RATIO * settings.tolerance
+        if held.is_doubtful or is_late or is_risky or sigma > settings.most_sigma:
             d = settings.check_distance
             return Check(here.z + d, here.z - d)
-    off = here.z - lens_z
-    if abs(off) > max(settings.least_move, settings.move_sigmas * sigma):
+    if is_worth_it:
         # A drift that is plain goes on: half a move ahead, the mean is nought.
         is_plain = abs(here.rate) > 2.0 * math.sqrt(max(here.rate_variance, 0.0))
         ahead = 0.5 * settings.least_move if is_plain else 0.0

@@ -2,7 +2,7 @@
 
 Every frame that is taken is handed on as it comes, the two of a check marked as such. The lens is
 only moved under the same supervisor as everything else: while somebody else holds the instrument
-nothing is moved and nothing is looked for, and what they leave behind is where the hold goes on.
+nothing is moved and no frame is taken, and what they leave behind is where the hold goes on.
 However it ends, the lens ends where focus is believed to be, never where a check had put it.
 """
 
@@ -42,6 +42,7 @@ SOURCE: Final = "hold"
 _RESTORE_DEADLINE_S: Final = 10.0
 _LEAST_EVIDENCE: Final = 4.0
 _CHECK_RANGE: Final = 10.0
+_LEASE_POLL_S: Final = 0.1
 _HAND_UNITS: Final = 0.5  # a lens that stands further from where it was put was moved by somebody
 
 
@@ -89,6 +90,7 @@ class Hold:
         self._prior = replace(stand.few.acnet.prior, range_dof=_CHECK_RANGE, astigmatism_dof=0.0)
         self._clock = asyncio.get_running_loop().time
         self._held: Held = begin_hold(0.0, settings.most_sigma, self._clock(), settings)
+        self._was_taken = False  # by somebody else, since the last step
         self._latest: tuple[FocusView, float] | None = None  # live, and when it was exposed
         self._frames = self._checks = self._failed = self._corrections = self._refused = 0
 
@@ -118,12 +120,13 @@ class Hold:
     async def _step(self) -> None:
         now_s, lens_z = self._clock(), self._units(self._lens_um)
         if self._is_taken():
-            await self._live()
-            self._last.excursion(self._unit_um)
+            await asyncio.sleep(_LEASE_POLL_S)
+            self._was_taken = True
             return
         stands_um = self._stand.z_um
-        if abs(stands_um - self._lens_um) > _HAND_UNITS * self._unit_um:
-            self._lens_um = stands_um
+        if self._was_taken or abs(stands_um - self._lens_um) > _HAND_UNITS * self._unit_um:
+            self._last.excursion(abs(stands_um - self._lens_um))
+            self._was_taken, self._lens_um = False, stands_um
             z = self._units(stands_um)
             self._held = moved_by_hand(self._held, z, now_s, self._settings)
             lens_z = z
@@ -136,11 +139,12 @@ class Hold:
                     self._corrections += 1
                 case Watch():
                     pass
+            await self._live()
         except UnsafeCommand:
-            # Taken over between asking and moving, or beyond a limit: look on.
+            # Taken over between asking and moving, or beyond a limit: leave it for a while.
             self._refused += 1
             self._held = not_found(self._held, self._clock(), self._settings)
-        await self._live()
+            await asyncio.sleep(_LEASE_POLL_S)
 
     def _is_taken(self) -> bool:
         """Whether somebody else holds the instrument."""
