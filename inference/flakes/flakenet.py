@@ -73,9 +73,9 @@ class Posterior:
     """What the network says of one photograph, for one material, on the half-resolution grid."""
 
     best: npt.NDArray[np.uint8]  # (h, w) index into CLASSES
-    places: npt.NDArray[np.int32]  # (h // 2, w // 2) row of `shares`, -1: bare substrate
-    shares: FloatArray  # (n, 4, len(CLASSES)) probabilities of the four pixels of a place
-    borders: FloatArray  # (n, 4) probability of a border
+    places: npt.NDArray[np.int32]  # (h // 2, w // 2) its n in `shares`, -1: bare substrate
+    shares: FloatArray  # (4, len(CLASSES), n) probabilities of the four pixels of a place
+    borders: FloatArray  # (4, n) probability of a border
     oddity: float  # > 0: unlike any photograph of a chip
 
     def at(
@@ -83,8 +83,12 @@ class Posterior:
     ) -> tuple[FloatArray, FloatArray]:
         """Probabilities of half-resolution pixels, (n, len(CLASSES)), and of a border, (n,)."""
         place, part = self.places[rows >> 1, columns >> 1], (rows & 1) * 2 + (columns & 1)
-        shares: FloatArray = self.shares[place, part]
-        borders: FloatArray = self.borders[place, part]
+        if not self.borders.size:
+            shares = np.zeros((len(rows), len(CLASSES)), dtype=np.float32)
+            shares[:, 0] = 1.0
+            return shares, np.zeros(len(rows), dtype=np.float32)
+        shares = self.shares[part, :, place]
+        borders = self.borders[part, place]
         bare = place < 0
         if bare.any():
             shares[bare] = 0.0
@@ -143,27 +147,36 @@ def decoded(answer: FloatArray, height: int, width: int) -> Posterior:
     """The network's planes, (OUTPUTS, rows, columns), for a half-size image of (height, width)."""
     rows, columns = answer.shape[1:]
     logits = answer[:_LOGITS].reshape(4, len(CLASSES), rows * columns)
-    above = logits[:, 1:].max(axis=(0, 1)) - logits[:, 0].min(axis=0)
-    looked_at = np.flatnonzero(above > _WORTH_LOOKING)
+    other = logits[0, 1].copy()
+    for k in range(4):
+        for number in range(1, len(CLASSES)):
+            np.maximum(other, logits[k, number], out=other)
+    bare = np.minimum(np.minimum(logits[0, 0], logits[1, 0]), np.minimum(*logits[2:, 0]))
+    looked_at = np.flatnonzero(other - bare > _WORTH_LOOKING)
     places = np.full(rows * columns, -1, dtype=np.int32)
     places[looked_at] = np.arange(looked_at.size)
-    chosen = np.moveaxis(logits[:, :, looked_at], 2, 0)  # (n, 4, classes)
-    odds = np.exp(chosen - chosen.max(axis=2, keepdims=True))
-    shares = odds / odds.sum(axis=2, keepdims=True)
+    shares = np.take(logits, looked_at, axis=2)  # (4, classes, n)
+    largest = shares[:, 0].copy()
+    winner = np.zeros(largest.shape, dtype=np.uint8)
+    for number in range(1, len(CLASSES)):
+        winner[shares[:, number] > largest] = number
+        np.maximum(largest, shares[:, number], out=largest)
+    shares -= largest[:, None]
+    np.exp(shares, out=shares)
+    shares /= shares.sum(axis=1)[:, None]
     best = np.zeros((2 * rows, 2 * columns), dtype=np.uint8)
     y, x = np.divmod(looked_at, columns)
-    winner = shares.argmax(axis=2).astype(np.uint8)
     for k in range(4):
-        best[2 * y + k // 2, 2 * x + k % 2] = winner[:, k]
-    borders = answer[_LOGITS : _LOGITS + 4].reshape(4, -1)[:, looked_at].T
+        best[2 * y + k // 2, 2 * x + k % 2] = winner[k]
+    borders = np.take(answer[_LOGITS : _LOGITS + 4].reshape(4, -1), looked_at, axis=1)
     there = np.zeros(rows * columns, dtype=np.float32)
-    there[looked_at] = 1.0 - shares[:, :, 0].mean(axis=1)
+    there[looked_at] = 1.0 - shares[:, 0].mean(axis=0)
     there[there <= NO_CONTENT] = 0.0
     content = there.reshape(rows // 8, 8, columns // 8, 8).mean(axis=(1, 3)) + LEAST_CONTENT
     return Posterior(
         best=best[:height, :width],
         places=places.reshape(rows, columns),
-        shares=np.ascontiguousarray(shares, dtype=np.float32),
+        shares=shares,
         borders=np.asarray(1.0 / (1.0 + np.exp(-borders)), dtype=np.float32),
         oddity=float((content * answer[-1, ::8, ::8]).sum() / content.sum()),
     )
@@ -336,41 +349,54 @@ def own_regions(
     posterior: Posterior, half: ImageRGB, background: Background, min_area_px: float
 ) -> list[_Region]:
     """Connected pixels of one flake class, as the network alone would cut them."""
+    is_flake = cv2.inRange(posterior.best, (1,), (DIRT_CLASS - 1,))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(is_flake, connectivity=4)
     found = []
-    inverse: FloatArray | None = None
-    height, width = posterior.best.shape
-    for number in range(1, DIRT_CLASS):
-        layer = (posterior.best == number).astype(np.uint8)
-        if not layer.any():
+    inverse = background.inverse_half() if count > 1 else np.zeros((0, 0, 3), dtype=np.float32)
+    for blob in range(1, count):
+        left, top, w, h, area = stats[blob].tolist()
+        if 4 * area < min_area_px:
             continue
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(layer, connectivity=4)
-        for k in range(1, count):
-            x, y, w, h, area = stats[k].tolist()
-            if 4 * area < min_area_px:
-                continue
-            x0, y0, x1, y1 = (
-                max(x - 1, 0),
-                max(y - 1, 0),
-                min(x + w + 1, width),
-                min(y + h + 1, height),
-            )
-            part = (labels[y0:y1, x0:x1] == k).astype(np.float32)
-            if inverse is None:
-                inverse = background.inverse_half()
-            ys, xs = np.nonzero(cv2.erode(part, _KERNEL3) if area > 60 else part)
-            if ys.size == 0:
-                ys, xs = np.nonzero(part)
-            ratio = half[ys + y0, xs + x0] * inverse[ys + y0, xs + x0]
-            red, green, blue = (float(v) for v in np.median(ratio, axis=0) - 1.0)
-            share = posterior.plane(number, slice(y0, y1), slice(x0, x1))
-            share *= cv2.dilate(part, _KERNEL3)
-            size = (2 * (x1 - x0), 2 * (y1 - y0))
-            fine = cv2.resize(share, size, interpolation=cv2.INTER_LINEAR)
-            mask = _largest(np.asarray(fine > _OWN_SHARE, dtype=np.bool_))
-            if mask is None:
-                continue
-            found.append(_Region(mask, 2 * x0, 2 * y0, (red, green, blue), None))
-    return found
+        box = slice(top, top + h), slice(left, left + w)
+        classes = np.where(labels[box] == blob, posterior.best[box], 0).astype(np.uint8)
+        for number in (np.flatnonzero(np.bincount(classes.ravel())[1:]) + 1).tolist():
+            layer = (classes == number).astype(np.uint8)
+            pieces, parts, sizes, _ = cv2.connectedComponentsWithStats(layer, connectivity=4)
+            for k in range(1, pieces):
+                x, y, wide, high, px = sizes[k].tolist()
+                if 4 * px < min_area_px:
+                    continue
+                part = (parts[y : y + high, x : x + wide] == k).astype(np.uint8)
+                found.append(_own_region(posterior, half, inverse, number, part, left + x, top + y))
+    return [region for region in found if region is not None]
+
+
+def _own_region(
+    posterior: Posterior,
+    half: ImageRGB,
+    inverse: FloatArray,
+    number: int,
+    part: npt.NDArray[np.uint8],
+    left: int,
+    top: int,
+) -> _Region | None:
+    """One piece at full resolution: where the class's interpolated probability is high enough."""
+    height, width = posterior.best.shape
+    x0, y0 = max(left - 1, 0), max(top - 1, 0)
+    x1, y1 = min(left + part.shape[1] + 1, width), min(top + part.shape[0] + 1, height)
+    around = (top - y0, y1 - top - part.shape[0]), (left - x0, x1 - left - part.shape[1])
+    wider = np.pad(part, around)
+    ys, xs = np.nonzero(cv2.erode(np.pad(part, 1), _KERNEL3)[1:-1, 1:-1])
+    if ys.size < _INNER_PX:
+        ys, xs = np.nonzero(part)
+    ratio = half[ys + top, xs + left] * inverse[ys + top, xs + left]
+    red, green, blue = (float(v) for v in np.median(ratio, axis=0) - 1.0)
+    share = posterior.plane(number, slice(y0, y1), slice(x0, x1))
+    share *= cv2.dilate(wider, _KERNEL3)
+    size = (2 * (x1 - x0), 2 * (y1 - y0))
+    fine = cv2.resize(share, size, interpolation=cv2.INTER_LINEAR)
+    mask = _largest(np.asarray(fine > _OWN_SHARE, dtype=np.bool_))
+    return None if mask is None else _Region(mask, 2 * x0, 2 * y0, (red, green, blue), None)
 
 
 def _largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_] | None:
