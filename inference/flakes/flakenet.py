@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import cv2
@@ -49,6 +50,7 @@ from inference.flakes.ladder import Ladder, ladder
 from inference.flakes.physics_detector import (
     DetectorSettings,
     PhysicsDetector,
+    checked_image,
     substrate_distance,
 )
 
@@ -245,7 +247,7 @@ class FlakeNetDetector:
 
     def view(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeView:
         """Find flakes, and say what the network thinks of the frame."""
-        proposed = self._proposer.detect(pixels, pixel_size_nm, bit_depth)
+        checked_image(pixels, pixel_size_nm, bit_depth)
         full_scale = float(2**bit_depth - 1)
         half = shrunk_half(pixels)
         first = self._wafers[0][0].substrate_rgb
@@ -257,10 +259,14 @@ class FlakeNetDetector:
         wafer, ladders = min(
             self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
         )
-        seen = {
-            steps.material: self._posterior(half, background, steps, full_scale)
-            for steps in ladders
-        }
+        # Physics proposes on one core while the network looks on the other.
+        with ThreadPoolExecutor(1, "flakes.propose") as beside:
+            proposing = beside.submit(self._proposer.detect, pixels, pixel_size_nm, bit_depth)
+            seen = {
+                steps.material: self._posterior(half, background, steps, full_scale)
+                for steps in ladders
+            }
+            proposed = proposing.result()
         oddity = min(posterior.oddity for posterior in seen.values())
         dirt = np.logical_and.reduce([p.best == DIRT_CLASS for p in seen.values()])
         dirt_share = float(dirt.mean())
