@@ -18,7 +18,7 @@ from controller.commands.adapt import adapt_flakes
 from controller.commands.bench import print_benches
 from controller.commands.doctor import examine
 from controller.commands.evaluate import replay_stack, score_flakes
-from controller.commands.focus import focus_once
+from controller.commands.focus import Asked, focus_here
 from controller.commands.search import resume_search, start_search
 from controller.commands.train import train_flakes, train_focus
 from controller.errors import BadSettings, ControllerError
@@ -159,6 +159,16 @@ def evaluate_flakes(
 def focus(
     config: Annotated[Path, typer.Argument(help="TOML file")],
     *,
+    range_dof: Annotated[
+        float | None,
+        typer.Option(min=1.0, max=200.0, help="how far off it may be, in depths of field"),
+    ] = None,
+    measure_backlash: Annotated[
+        bool, typer.Option("--measure-backlash", help="then from both sides, to see what is lost")
+    ] = False,
+    hold: Annotated[
+        float, typer.Option(min=0.0, max=1e6, help="then hold focus for so many seconds")
+    ] = 0.0,
     strip: Annotated[
         Path | None, typer.Option(help="write what was seen, frame by frame, to this PNG")
     ] = None,
@@ -166,8 +176,12 @@ def focus(
         list[str] | None, typer.Option("--set", help="KEY=VALUE in TOML, as for search")
     ] = None,
 ) -> None:
-    """Focus once where the instrument stands, in a handful of frames, and print each step."""
-    status = focus_once(config, _console(), strip=strip, overrides=override or ())
+    """Focus where the instrument stands, in a handful of frames, and print each step."""
+    overrides = [*(override or ())]
+    if range_dof is not None:
+        overrides.append(f"focus.range_dof={range_dof}")
+    asked = Asked(measure_backlash, hold)
+    status = focus_here(config, _console(), asked=asked, strip=strip, overrides=overrides)
     if status:
         raise typer.Exit(status)
 

@@ -1,9 +1,10 @@
-"""`scopeloop focus`: focus once where the instrument stands, and print every step."""
+"""`scopeloop focus`: focus where the instrument stands, print every step, and hold it if asked."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -11,15 +12,31 @@ from rich.markup import escape
 
 from controller import app
 from controller.commands.overrides import overridden
-from controller.focusing.few_frames import FewFrames, FewFramesStep
-from controller.focusing.once import focus_instrument, write_strip
+from controller.focusing.few_frames import FewFrames, FewFramesResult, FewFramesStep
+from controller.focusing.hold import HoldSettings
+from controller.focusing.holding import Hold, HoldFrame, HoldResult
+from controller.focusing.once import Stand, focus_at, opened, write_strip
+from controller.focusing.play import PlayFound, measure_play
 from controller.settings import Settings, load_toml, validated
 
 
-def focus_once(
-    config: Path, console: Console, *, strip: Path | None, overrides: Iterable[str] = ()
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to do once it is in focus."""
+
+    measures_backlash: bool = False
+    hold_s: float = 0.0
+
+
+def focus_here(
+    config: Path,
+    console: Console,
+    *,
+    asked: Asked,
+    strip: Path | None,
+    overrides: Iterable[str] = (),
 ) -> int:
-    """Focus once and print every step; returns the exit status: 1 where it gave up."""
+    """Focus and print every step; returns the exit status: 1 where it gave up."""
     tables, _ = load_toml(config)
     settings = validated(Settings, overridden(tables, overrides), str(config))
     instrument = app.open_instrument(settings, str(config))
@@ -34,29 +51,83 @@ def focus_once(
         console.print(f"{instrument.name}: {few.aenet.name}, 1 DOF = {depth_of_field_um:.3f} um")
         return few
 
+    async def session() -> tuple[FewFramesResult, float]:
+        async with opened(settings, instrument, make) as stand:
+            return await _on(stand, asked, console, strip), stand.optics.depth_of_field_um
+
+    with asyncio.Runner(loop_factory=app.loop_factory(settings, str(config))) as runner:
+        try:
+            result, dof_um = runner.run(session())
+        except KeyboardInterrupt:
+            console.print("[yellow]stopped safely[/]")
+            return 130
+    off_um = app.true_defocus_um(instrument)
+    if off_um is not None and result.is_focused:
+        console.print(f"the truth: {off_um / dof_um:+.3f} DOF ({off_um:+.3f} um) from focus")
+    return 0 if result.is_focused else 1
+
+
+async def _on(stand: Stand, asked: Asked, console: Console, strip: Path | None) -> FewFramesResult:
+    """Focus on an open instrument, and what comes after."""
+    dof_um = stand.optics.depth_of_field_um
+
     def on_step(step: FewFramesStep) -> None:
         view = step.view
         console.print(
-            f"  {step.purpose:8s} z {step.focus_z_um:10.3f} um  "
+            f"  {step.purpose:12s} z {step.focus_z_um:10.3f} um  "
             f"stig {step.stig_x_um:+.2f} {step.stig_y_um:+.2f} um  "
             f"score {view.score:.1f}  |defocus| {view.defocus_dof:.1f} "
             f"+- {view.defocus_sigma_dof:.1f} DOF  {view.reason}",
             highlight=False,
         )
 
-    with asyncio.Runner(loop_factory=app.loop_factory(settings, str(config))) as runner:
-        result, dof_um = runner.run(focus_instrument(settings, instrument, make, on_step))
+    def on_frame(frame: HoldFrame) -> None:
+        if frame.purpose == "check":
+            console.print(
+                f"  {'check':12s} z {frame.focus_z_um:10.3f} um  believed off by "
+                f"{frame.believed_off:+.2f} +- {frame.sigma:.2f}",
+                highlight=False,
+            )
+
+    result = await focus_at(stand, on_step)
     if strip is not None:
         write_strip(strip, result.steps, dof_um)
         console.print(f"strip [bold]{strip}[/]")
+    _print_result(console, result)
+    if result.is_focused and asked.measures_backlash:
+        _print_play(console, await measure_play(stand))
+    if result.is_focused and asked.hold_s > 0.0:
+        _print_hold(console, await Hold(stand, HoldSettings(), on_frame).run(asked.hold_s))
+    return result
+
+
+def _print_result(console: Console, result: FewFramesResult) -> None:
+    stale = f", {result.stale_frames} stale ones dropped" if result.stale_frames else ""
     if not result.is_focused:
-        console.print(f"[yellow]cannot focus[/]: {result.reason}; back at the start")
-        return 1
+        console.print(f"[yellow]cannot focus[/]: {escape(result.reason)}; back at the start{stale}")
+        return
     console.print(
         f"[green]in focus[/] at z {result.focus_z_um:.3f} +- {result.sigma_um:.3f} um, stigmator "
         f"{result.stig_x_um:+.2f} {result.stig_y_um:+.2f} um, after {len(result.steps)} frames"
+        f"{stale}"
     )
-    off_um = app.true_defocus_um(instrument)
-    if off_um is not None:
-        console.print(f"the truth: {off_um / dof_um:+.3f} DOF ({off_um:+.3f} um) from focus")
-    return 0
+
+
+def _print_play(console: Console, found: PlayFound) -> None:
+    play = found.play
+    if play is None:
+        console.print(f"[yellow]backlash not measured[/]: {escape(found.reason)}")
+        return
+    console.print(
+        f"backlash {play.backlash_um:.2f} +- {play.backlash_sigma_um:.2f} um, hysteresis "
+        f"{100 * play.hysteresis_ratio:.1f} %, after {found.frames} frames; "
+        f"{escape('[motion]')} focus_overshoot_um = {play.overshoot_um:.1f} takes it up"
+    )
+
+
+def _print_hold(console: Console, held: HoldResult) -> None:
+    console.print(
+        f"held over {held.frames} frames: {held.checks} checks, {held.failed_checks} of them "
+        f"failed, {held.corrections} corrections, {held.refused} refused; left at z "
+        f"{held.focus_z_um:.3f} um"
+    )
