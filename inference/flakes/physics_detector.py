@@ -71,6 +71,8 @@ _OXIDE_STEPS = (-0.12, -0.06, 0.06, 0.12)  # of ln(oxide), around the nominal
 _CORRELATED_PX = 8.0  # neighbouring px that the median filter makes say the same
 _THICK_RUNGS = 3.0
 _FULL_SHARE = 0.97  # of full scale: a channel there may have been cut off
+_FAINT = 0.06  # contrast of a monolayer, over the three channels
+_HALF_LAYERS = 0.28  # beyond half a layer, that a region must have to be one of a faint crystal
 _CEILING_STEP = 0.1  # of the contrasts at which a camera's channels end
 _CEILINGS_KEPT = 16
 _COLOURS_END = 1.5  # brighter colours are cut off by the colour table itself
@@ -517,7 +519,10 @@ def _detections(
     slack = 1.0 + _UNCALIBRATED_SLACK * doubt
     size = np.linalg.norm(contrast, axis=1)
     tolerance = slack * (settings.off_ladder_max + settings.off_ladder_relative * size)
-    is_near = (distance < tolerance) & (thickness > 0.5)
+    # A film of glue is half a layer of a crystal as faint as hBN; of others it is nothing.
+    faint = np.array([np.linalg.norm(t.ladder.at(1.0)) < _FAINT for t in prepared.tables])
+    least = 0.5 + _HALF_LAYERS * calibration.confidence * faint
+    is_near = (distance < tolerance) & (thickness > least[:, None])
     fits = is_near & (thickness < most[:, None] + 0.5)
     keep = (
         (terraces.area_px >= min_area_px)
@@ -557,6 +562,7 @@ def _detections(
             off_ladder=off_ladder / slack,
             layers_share=float(thickness[number, k]) / float(most[number]),
             solidity=shape.solidity,
+            is_faint=bool(faint[number]),
             spread=float(terraces.spread[k]),
             area_px=shape.area_px,
             flat_share=min(float(terraces.flat_px[k]) / shape.area_px, 1.0),
@@ -639,6 +645,7 @@ def _score(
     off_ladder: float,
     layers_share: float,
     solidity: float,
+    is_faint: bool,
     spread: float,
     area_px: int,
     flat_share: float,
@@ -647,13 +654,14 @@ def _score(
     """How surely a terrace is a flake, 0..1: on the ladder, calm, large, thin, compact.
 
     A terrace is flat away from its border; a field of specks, which averages to a thin flake's
-    colour, is not.
+    colour, is not. Films of glue and air's haze look like a faint crystal, and are ragged.
     """
     fit = np.exp(-0.5 * (off_ladder / 0.04) ** 2)
     calm = np.exp(-spread / 0.04) * np.sqrt(flat_share) * evenness**2
     largeness = 1.0 - np.exp(-area_px / 500.0)
     thinness = 1.0 / (1.0 + np.exp((layers_share - 0.75) / 0.125))
-    return float(fit * calm * largeness * thinness * min(1.0, solidity / 0.8))
+    compact = min(1.0, solidity / 0.8) ** (3.0 if is_faint else 1.0)
+    return float(fit * calm * largeness * thinness * compact)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -308,6 +308,21 @@ def test_a_field_of_specks_ranks_below_a_flake():
     assert all(f.score < 0.2 for f in flakes[1:])
 
 
+def test_a_film_of_glue_is_no_monolayer_of_hbn():
+    """A nanometre of glue has half the contrast of one layer, in the same colours."""
+    scene = Scene((500, 640), seed=6)
+    scene.box(120, 120, 50, 50, contrast(1, "hbn"))
+    scene.box(420, 120, 50, 50, 0.65 * contrast(1, "hbn"))
+    pixels = scene.photograph(noise=0.5, bits=12)
+    settings = DetectorSettings(materials=("hbn",))
+    certain = Calibration(90.0, (1.0, 1.0, 1.0), 1.0, "fitted")
+    (flake,) = detected(pixels, settings, certain, bits=12).detections
+    assert flake.layers == 1
+    assert flake.centroid_x_px < 250
+    # Uncalibrated, nobody knows what half a layer is.
+    assert len(detected(pixels, settings, bits=12).detections) == 2
+
+
 def test_unwanted_material_is_not_reported_as_the_wanted_one():
     scene = Scene()
     scene.box(100, 150, 50, 50, contrast(1, "mos2"))
