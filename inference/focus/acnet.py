@@ -49,7 +49,7 @@ _LONGEST_ARM_DOF = 10.0  # of a bracket
 _TAUGHT_LOG_SD = 0.1  # a scale known as well as this came from earlier runs
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
-_SURER = 0.88  # than of a round lens: what is left of astigmatism has heavy tails
+_LESS_SURE = 1.1  # than of a round lens, for a fit of three more numbers
 _BRACKET_MARGIN = 1.4  # belief moves with the frames that are still to come
 _MOST_STIG_SEEN_DOF = 3.0  # left in a frame whose sharpness is compared with others'
 _SEEN_FINE_DOF = 30.0  # fine frames further from focus than this are left out then
@@ -244,7 +244,7 @@ class ACNet:
             return False
         most = limits.most_sigma_dof
         if self.prior.astigmatism_dof > 0.0:
-            most *= _SURER
+            most *= _LESS_SURE
         return belief.sigma_dof <= most
 
     def _offsets(self, views: Sequence[FocusView], belief: FocusBelief) -> list[float]:
