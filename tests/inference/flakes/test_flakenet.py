@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from inference.flakes.evidence import CLASSES, PLANES
 from inference.flakes.flakenet import FlakeNetDetector, decoded
 from inference.flakes.ladder import Optics, ladder
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
+from inference.onnx_engine import OnnxEngine
 
 OUTPUTS = 4 * len(CLASSES) + 5
 NOMINAL = Calibration(90.0, (1.0, 1.0, 1.0), 0.0, "nominal")
@@ -200,3 +202,43 @@ def test_card_and_weights_agree():
     assert card.input.shape == (-1, PLANES, -1, -1)
     assert card.output.shape == (-1, OUTPUTS, -1, -1)
     assert card.parameters <= 3_000_000
+
+
+@pytest.fixture(scope="module")
+def trained():
+    if not WEIGHTS.exists():
+        pytest.skip("no trained weights in the tree")
+    return OnnxEngine(WEIGHTS, threads=1)
+
+
+def test_the_trained_network_finds_what_was_painted(trained):
+    """Painted by another hand than its training's, and under half a pixel of blur."""
+    image = cv2.GaussianBlur(painted(SQUARES), (0, 0), 0.8)
+    view = FlakeNetDetector(trained, SETTINGS).view(image, PIXEL_NM)
+    assert not view.is_physics
+    found = [d for d in view.answer.detections if d.score > 0.5]
+    assert len(found) == len(SQUARES)
+    for x, y, side, layers in SQUARES:
+        (one,) = [d for d in found if x < d.centroid_x_px < x + side]
+        assert one.centroid_y_px == pytest.approx(y + side / 2, abs=2)
+        assert one.area_px == pytest.approx(side * side, rel=0.15)
+        assert one.layers == layers
+
+
+def test_the_trained_network_finds_nothing_on_bare_substrate(trained):
+    for seed in range(3):
+        view = FlakeNetDetector(trained, SETTINGS).view(painted([], seed=seed), PIXEL_NM)
+        assert view.answer.detections == ()
+
+
+def rgb(path: Path):
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def test_the_trained_network_knows_chips_from_other_micrographs(trained, shared_data):
+    detector = FlakeNetDetector(trained, SETTINGS)
+    chips = sorted((shared_data / "flakes" / "unmasked").glob("*.jpg"))[:3]
+    others = sorted((shared_data / "micrographs" / "sem_superalloy").glob("*.png"))[:3]
+    familiar = [detector.view(rgb(p)[:768, :1024], PIXEL_NM).oddity for p in chips]
+    strange = [detector.view(rgb(p), PIXEL_NM).oddity for p in others]
+    assert max(familiar) < 0.0 < min(strange)
