@@ -171,7 +171,7 @@ def _drawn(
         material = str(rng.choice(names, p=shares / shares.sum()))
     look, measurement = _random_look(rng, domain, material)
     if oddity == "blur":
-        worse = float(rng.uniform(3.2, 9.0)) if domain == "train" else float(rng.uniform(2.5, 8.0))
+        worse = _log_uniform(rng, 2.4, 8.0) if domain == "train" else float(rng.uniform(2.5, 8.0))
         look = replace(look, blur_px=worse)
     chip = Chip.generate(_random_chip(rng, material, side_px / look.px_per_um))
     sample = _Sample(chip, look, material, side_px, rng)
@@ -185,6 +185,8 @@ def _drawn(
         sample.mark_dirt(other)
         planes = planes * other
     pixels = _photograph(planes, look, rng)
+    if oddity == "texture" and rng.random() < 0.5:  # most other microscopes see no colour
+        pixels = np.repeat(pixels[..., 1:2], 3, axis=2)
     layers, instances, instance_layers = sample.truth()
     optics = Optics(look.numerical_aperture, 3200.0)
     if rng.random() < 0.5 and domain == "train":
@@ -236,7 +238,7 @@ def _random_look(rng: np.random.Generator, domain: Domain, material: str) -> tup
         filters = _gaussian_filters(rng)
         crystal = _perturbed(rng, crystal, 0.05, 0.15)
         silicon = curves()["si/green"].at(grid)
-        blur_px = _log_uniform(rng, 0.5, 2.1)
+        blur_px = _log_uniform(rng, 0.5, 1.8)
         gamma = 1.0 if rng.random() < 0.5 else float(rng.uniform(0.75, 1.4))
         s_curve = 0.0
     else:
@@ -899,7 +901,7 @@ def _strange_residue(rng: np.random.Generator, side: int, domain: Domain, *, den
 
 
 def _texture(rng: np.random.Generator, side: int, domain: Domain) -> Planes:
-    """No chip at all: grey heaps of shapes, or noise with a power law, as of other microscopes."""
+    """No chip at all: heaps of shapes, or noise with a power law, as of other microscopes."""
     field = np.ones((side, side), dtype=np.float32)
     size = _log_uniform(rng, 6.0, 80.0)
     if rng.random() < 0.5:
