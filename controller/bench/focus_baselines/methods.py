@@ -26,7 +26,6 @@ off like 1 / (1 + (z / w)^2).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -69,9 +68,6 @@ from inference.onnx_engine import OnnxEngine
 
 SharpnessOf = Callable[[Image], float]
 
-_CARRIED_LOG_SD = (
-    0.08  # left of the blur's scale after earlier runs: objects differ in what they say
-)
 _FINE_HALF_DOF = 8.0  # searched in the fine field, once the wide one has said where
 
 
@@ -214,20 +210,17 @@ class FewFrames:
         return self._followed(problem)[0]
 
     def taught_by(self, problems: Sequence[FocusProblem]) -> FewFrames:
-        """Carry over what earlier runs on the same instrument said of its blur."""
-        beliefs = [(p.blur_px_per_dof, self._followed(p)[1]) for p in problems]
-        known = [(nominal, belief) for nominal, belief in beliefs if belief is not None]
-        if not known:
-            return self
-        ratio = float(np.mean([math.log(belief.scale / nominal) for nominal, belief in known]))
-        shapes = np.mean([belief.shape_probabilities for _, belief in known], axis=0)
-        shapes = 0.7 * shapes + 0.3 / len(shapes)
-        prior = replace(
-            self.prior,
-            blur_log_sd=_CARRIED_LOG_SD,
-            shape_probabilities=tuple(float(p) for p in shapes),
-        )
-        return replace(self, prior=prior, blur_ratio=math.exp(ratio))
+        """Carry over what earlier runs on the same instrument said of its blur, one by one."""
+        taught = self
+        for problem in problems:
+            outcome, belief = taught._followed(problem)
+            if belief is None or not outcome.is_confident:
+                continue
+            nominal = problem.blur_px_per_dof
+            before = replace(taught.prior, blur_px_per_dof=nominal * taught.blur_ratio)
+            prior = before.carried_over(belief)
+            taught = replace(taught, prior=prior, blur_ratio=prior.blur_px_per_dof / nominal)
+        return taught
 
     def _followed(self, problem: FocusProblem) -> tuple[FocusOutcome, FocusBelief | None]:
         stig_dof = problem.stig_range_dof
