@@ -186,7 +186,7 @@ def _drawn(
         planes = planes * other
     pixels = _photograph(planes, look, rng)
     if oddity == "texture" and rng.random() < 0.5:  # most other microscopes see no colour
-        pixels = np.repeat(pixels[..., 1:2], 3, axis=2)
+        pixels[..., 0] = pixels[..., 2] = pixels[..., 1]
     layers, instances, instance_layers = sample.truth()
     optics = Optics(look.numerical_aperture, 3200.0)
     if rng.random() < 0.5 and domain == "train":
