@@ -68,6 +68,7 @@ SCORE_BIAS = -3.227
 _OWN_SHARE = 0.45  # probability from which a pixel belongs to a region of the network's own
 _SAME_SHARE = 0.5  # of the smaller one's pixels: two proposals for the same thing
 _NAMED_LAYERS = 6
+_GREY_SHARE = 0.995  # of the pixels: equal channels there are no accident
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -253,8 +254,11 @@ class FlakeNetDetector:
         first = self._wafers[0][0].substrate_rgb
         expected_rgb = first if len(self._wafers) == 1 and first != _UNKNOWN_RGB else None
         background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
-        if background.reason:
+        without = background.reason or _without_colour(pixels, bit_depth)
+        if without:
             answer = self._physics.detect(pixels, pixel_size_nm, bit_depth)
+            reason = answer.reason or without
+            answer = replace(answer, in_distribution=False, reason=reason)
             return FlakeView(answer, is_physics=True, oddity=math.inf, dirt_share=0.0)
         wafer, ladders = min(
             self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
@@ -298,6 +302,15 @@ class FlakeNetDetector:
                 f"got {answer.shape}"
             )
         return decoded(answer[0], *half.shape[:2])
+
+
+def _without_colour(pixels: ImageRGB, bit_depth: int) -> str:
+    """Why a photograph says nothing about layers: its channels are one; "" where they are not."""
+    some = pixels[::16, ::3].astype(np.int32)
+    apart = np.abs(some[..., ::2] - some[..., 1:2]).max(axis=2)
+    if float((apart <= 2 ** max(bit_depth - 8, 0)).mean()) < _GREY_SHARE:
+        return ""
+    return "no colour: the channels are equal, and layers are counted by colour"
 
 
 def _ladders(settings: DetectorSettings, wafer: SubstrateCalibration) -> tuple[Ladder, ...]:

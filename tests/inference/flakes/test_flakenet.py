@@ -121,6 +121,15 @@ def test_without_a_substrate_the_network_is_not_asked():
     assert engine.seen == []
 
 
+def test_a_picture_without_colour_is_refused():
+    grey = painted(SQUARES)
+    grey[..., 0] = grey[..., 2] = grey[..., 1]
+    view = FlakeNetDetector(ByEvidence(), SETTINGS).view(grey, PIXEL_NM)
+    assert view.is_physics
+    assert not view.answer.in_distribution
+    assert "no colour" in view.answer.reason
+
+
 def test_dirt_is_no_flake():
     class AllDirt(ByEvidence):
         def run(self, array):
