@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from controller.messages import CalibrationFitted
+from controller.search.colours import wafer_of
 from controller.search.report import Ladder
 from controller.search.state import SearchState
 from drivers.api import Objective, Pixels
@@ -47,15 +48,7 @@ class SearchEyes:
         settings = self._for(objective)
         if not calibrations:
             return self.make_detector(settings, None)
-        fitted = [
-            SubstrateCalibration(
-                c.substrate_rgb,
-                Calibration(c.oxide_nm, c.gain_rgb, c.confidence, c.source),
-                c.index_curves,
-                c.lamp_k,
-            )
-            for c in calibrations
-        ]
+        fitted = [wafer_of(fact) for fact in calibrations]
         if objective.name != calibrations[0].objective:
             # Another lens shows the bare substrate a little differently: no drift to look for.
             settings = _explaining(settings, calibrations[0])

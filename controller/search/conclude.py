@@ -21,6 +21,7 @@ from controller.messages import CatalogueEntry, Exposed, PhaseStarted, RunFinish
 from controller.record.catalogue import write_catalogue
 from controller.record.frames import FrameStore
 from controller.record.rundir import RunDir
+from controller.search.colours import write_colours
 from controller.search.entries import catalogue_of
 from controller.search.exports import KeptImage, write_exports
 from controller.search.mosaic import Mosaic, MosaicBuilder, write_mosaic
@@ -83,6 +84,9 @@ def conclude(
             run.exports_path, entries, state.chip, state.scan, pictures.kept_images()
         )
         downloads = tuple(_download(path, run.path) for path in paths)
+    colours = write_colours(run.path, settings, state.calibrations)
+    if colours is not None:
+        downloads += (Download("Colours", colours.name, "for [detector] calibration"),)
     note("writing the report")
     finished = _timed(state, settings)
     content = ReportContent(
