@@ -47,6 +47,7 @@ _LEAST_PROBE = 0.4  # of the usual step
 _PROBE_PER_DEFOCUS = 2.0  # step over what one frame says of |defocus|
 _LONGEST_ARM_DOF = 10.0  # of a bracket
 _TAUGHT_LOG_SD = 0.1  # a scale known as well as this came from earlier runs
+_NOMINAL_LOG_SD = 0.2  # of the scale, whatever earlier runs taught
 _UNKNOWN_BRACKET_DOF = 6.0  # of an instrument unlike what is known: near, and on both sides
 _DISTANCES_DOF = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)  # off focus, asked about
 _LESS_SURE = 1.1  # than of a round lens, for a fit of three more numbers
@@ -135,7 +136,7 @@ class ACNet:
         if limits.has_stigmator:
             ratio = max(ratio, belief.stig_sigma_dof / limits.most_stig_sigma_dof)
         enough = 1.3 * ratio * ratio * len(views) + 2
-        if self.prior.astigmatism_dof > 0.0 and self._is_known(belief):
+        if self._is_known(belief):
             return limits.most_frames
         if ratio < 4.0 and enough <= limits.most_frames_low_dose and belief.misfit < 1.5:
             return max(limits.most_frames, limits.most_frames_low_dose)
@@ -295,8 +296,8 @@ class ACNet:
             return "nothing in the field changes with focus"
         off = abs(math.log(belief.scale / self.prior.blur_px_per_dof))
         # Near focus, where an astigmatic lens is bracketed, scale and shape are hardly told apart.
-        most = 1.7 if self.prior.astigmatism_dof <= 0.0 else 3.0
-        if off > most * self.prior.blur_log_sd:
+        most = 2.5 if self.prior.astigmatism_dof <= 0.0 else 3.0
+        if off > most * max(self.prior.blur_log_sd, _NOMINAL_LOG_SD):
             return f"the blur's scale is off by {math.expm1(off):.0%}: no optics looks like that"
         if max(v.presence for v in views) < self.limits.least_presence:
             return "nothing in the field stands out of the noise"
