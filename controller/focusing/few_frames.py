@@ -268,9 +268,8 @@ def is_unfamiliar(views: Sequence[FocusView]) -> bool:
 
     A frame that shows nothing is no such frame; blur may hide everything, for a while.
     """
-    told = [view for view in views if view.in_distribution]
-    strange = [view for view in told if view.reason.startswith("unlike")]
-    return len(strange) >= _MOST_UNFAMILIAR and len(strange) == len(told)
+    strange = sum(view.reason.startswith("unlike") for view in views)
+    return strange >= _MOST_UNFAMILIAR and not any(view.in_distribution for view in views)
 
 
 @dataclass(frozen=True, slots=True)
