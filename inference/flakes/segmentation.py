@@ -62,6 +62,8 @@ class Cuts:
     foreign_share: float = 0.6
     foreign_contrast: float = 0.06
     merge_contrast: float = 0.015
+    merge_share: float = 0.06  # of the contrast beyond `strong_contrast`, added to it
+    strong_contrast: float = 0.5
     crack_contrast: float = 0.012  # of the mean along a border: less is no line at all
     gap_contrast: float = 0.02  # of a single px of a border, to be the flake's own colour,
     gap_share: float = 0.03  # plus this share of the flake's contrast
@@ -525,7 +527,10 @@ def _joined(
     low, high, at = low[flakes], high[flakes], at[flakes]
     family = list(range(ground + 1))
     if low.size:
-        similar = np.abs(means[low] - means[high]).max(axis=1) < cuts.merge_contrast
+        # Compression writes steps into strong colours, where layers lie far apart.
+        strong = np.maximum(np.abs(means[low]).max(axis=1) - cuts.strong_contrast, 0.0)
+        limit = cuts.merge_contrast + cuts.merge_share * strong
+        similar = np.abs(means[low] - means[high]).max(axis=1) < limit
         low, high = low[similar], high[similar]
         colours = contrast.reshape(-1, 3)[at[similar]]
         order = np.argsort(low * (ground + 1) + high, kind="stable")
