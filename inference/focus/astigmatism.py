@@ -49,11 +49,15 @@ _LEAST_ROUNDS = 1
 _LEAST_EFFECTIVE = 48.0  # members that share the weight, while the temperature falls
 _AT_ONCE = 64  # candidates whose arrays stay in a core's second cache together
 _DRAWN = 256  # around the modes
-_LEAST_DRAWN = 20.0  # of them that share the weight; fewer have missed the posterior
+_ENOUGH_DRAWN = 20.0  # of them that share the weight
+_LEAST_DRAWN = 5.0  # fewer have missed the posterior
 _WIDER = 1.15  # than the parabola says
+_FAR_EVERY = 12  # draws, one from the whole range
+_LOG_T4 = math.log(6.0 / (16.0 * math.pi**2))  # Student's t, four dimensions and degrees
 _TRIED = 128  # members of one frame less
 _CLIMBED = 8  # of them
 _CLIMBS = 4
+_GOOD_MISFIT = 1.15  # one run in ten is worse, on counted images
 # Errors of the last frames against their sigma, 400 runs on development specimens: what a near
 # bracket leaves, what the shape of the blur leaves per DOF of astigmatism that is still there.
 _LEAST_SIGMA_DOF = 0.01
@@ -205,10 +209,25 @@ def _sample(views: tuple[FocusView, ...], prior: Prior) -> _Sample:
     summed = coadded(views)
     data = sector_cells(summed)
     first = views[0].command
+    fallback = None
     if len(views) > 2:
-        found = _around_modes(data, _sample(views[:-1], prior), prior, first)
-        if found is not None:
+        before = _sample(views[:-1], prior)
+        size = np.sqrt(before.var) + 1e-3
+        found, effective = _around_modes(data, _drawn_from(before), size, prior, first)
+        if effective < _ENOUGH_DRAWN:
+            # The last frame moved the peak further than was climbed: on from the best draws.
+            found, effective = _around_modes(data, found.population, size, prior, first)
+        if effective < _ENOUGH_DRAWN or found.misfit > _GOOD_MISFIT:
+            # All may stand on the wrong peak: look over the whole range once more.
+            pool = _first_population(summed, prior)
+            again, others = _around_modes(data, pool, size, prior, first)
+            if others >= _LEAST_DRAWN and (
+                effective < _LEAST_DRAWN or again.height > found.height + 2.0
+            ):
+                found, effective = again, others
+        if effective >= _ENOUGH_DRAWN:
             return found
+        fallback = found if effective >= _LEAST_DRAWN else None
     population = _first_population(summed, prior)
     log_proposal: F64 = np.zeros(len(population.point))
     heat = 3_000.0
@@ -222,6 +241,8 @@ def _sample(views: tuple[FocusView, ...], prior: Prior) -> _Sample:
         weight = _weights(log_likelihood / heat + log_prior)
         if heat <= 1.0 and round_ >= _LEAST_ROUNDS:
             break
+    if heat > 1.0 and fallback is not None:
+        return fallback
     return _summed(population, weight, log_likelihood, misfit)
 
 
@@ -261,6 +282,18 @@ def _anywhere(first: FocusCommand, prior: Prior, u: F64) -> F64:
     )
 
 
+def _log_anywhere(point: F64, first: FocusCommand, prior: Prior) -> F64:
+    """Logarithm of the density that `_anywhere` and `_any_shape` draw from, (n,)."""
+    most = 1.1 * prior.astigmatism_dof
+    amount = np.hypot(point[:, 1] - first.stig_x_dof, point[:, 2] - first.stig_y_dof)
+    volume = 2.0 * prior.range_dof * 3.4 * prior.blur_log_sd * len(blur.SHAPES)
+    density = -np.log(2.0 * math.pi * most * np.maximum(amount, 1e-3) * volume)
+    off = np.abs(point[:, 3] - math.log(prior.blur_px_per_dof)) / (1.7 * prior.blur_log_sd)
+    off = np.maximum(off, np.abs(point[:, 0] - first.z_dof) / prior.range_dof)
+    result: F64 = np.where(np.maximum(off, amount / most) > 1.0, -np.inf, density)
+    return result
+
+
 def _any_shape(u: F64) -> npt.NDArray[np.intp]:
     return np.minimum((u * len(blur.SHAPES)).astype(np.intp), len(blur.SHAPES) - 1)
 
@@ -277,13 +310,14 @@ def _first_population(views: Sequence[FocusView], prior: Prior) -> _Population:
 
 
 def _around_modes(
-    data: Sequence[Cells], before: _Sample, prior: Prior, first: FocusCommand
-) -> _Sample | None:
-    """Climb from the likeliest members of one frame less, and draw around where that ends.
+    data: Sequence[Cells], pool: _Population, size: F64, prior: Prior, first: FocusCommand
+) -> tuple[_Sample, float]:
+    """Climb from the likeliest of a pool, and draw around where that ends.
 
-    None where the draws miss the posterior.
+    size: (4,), within which two of the pool are as good as one. Returns how many draws share the
+    weight, too: few have missed the posterior.
     """
-    start = _likeliest(data, before, prior, first)
+    start = _likeliest(data, pool, size, prior, first)
     modes, log_post, root = _climbed(data, start, prior, first)
     # A mode's share of the posterior: its height times its volume.
     volume = np.log(np.abs(np.diagonal(root, axis1=1, axis2=2))).sum(axis=1)
@@ -295,36 +329,44 @@ def _around_modes(
     # Student's t with four degrees of freedom: its tails reach where the parabola is wrong.
     tail = np.sqrt(2.0 / -(np.log(u[:, 5] + 1e-12) + np.log(u[:, 6] + 1e-12)))
     off = np.einsum("nij,nj->ni", root[parent], _gauss(u) * tail[:, None])
-    population = _Population(modes.point[parent] + _WIDER * off, modes.shape[parent])
-    log_density = np.full(_DRAWN, -np.inf)
+    point, shape = modes.point[parent] + _WIDER * off, modes.shape[parent]
+    # A few from the whole range: where frames tell little, they carry the weight.
+    far = np.arange(_DRAWN) % _FAR_EVERY == 0
+    point[far] = _anywhere(first, prior, _numbers(31, _DRAWN))[far]
+    shape[far] = _any_shape(_numbers(32, _DRAWN)[:, 0])[far]
+    population = _Population(point, shape)
+    log_density = _log_anywhere(point, first, prior) - math.log(_FAR_EVERY)
     for i in range(len(share)):
         white = np.linalg.solve(root[i], (population.point - modes.point[i]).T) / _WIDER
         density = (
-            math.log(share[i] + 1e-300)
+            math.log((1.0 - 1.0 / _FAR_EVERY) * share[i] + 1e-300)
             - volume[i]
-            - 4.0 * np.log1p(np.square(white).sum(axis=0) / 4)
+            + _LOG_T4
+            - 4.0 * (np.log1p(np.square(white).sum(axis=0) / 4) + math.log(_WIDER))
         )
         density[population.shape != modes.shape[i]] = -np.inf
         log_density = np.logaddexp(log_density, density)
     log_likelihood, misfit = _of_candidates(data, population, prior)
     log_prior = _log_prior(population, prior, first) - log_density
     weight = _weights(log_likelihood + log_prior)
-    if 1.0 / float(weight @ weight) < _LEAST_DRAWN:
-        return None
-    return _summed(population, weight, log_likelihood, misfit)
+    sample = _summed(population, weight, log_likelihood, misfit)
+    return sample, 1.0 / float(weight @ weight)
 
 
-def _likeliest(
-    data: Sequence[Cells], before: _Sample, prior: Prior, first: FocusCommand
-) -> _Population:
-    """A few members, apart from one another; and the best again with every shape."""
+def _drawn_from(before: _Sample) -> _Population:
+    """A few of a sample's members, in the proportion of their weights."""
     where = (np.arange(_TRIED) + 0.5) / _TRIED
     drawn = np.minimum(np.searchsorted(np.cumsum(before.weight), where), len(before.weight) - 1)
     drawn = np.unique(drawn)
-    point, shape = before.population.point[drawn], before.population.shape[drawn]
-    tried = _Population(point, shape)
-    height = _of_candidates(data, tried, prior)[0] + _log_prior(tried, prior, first)
-    size = np.sqrt(before.weight @ np.square(before.population.point - before.mean)) + 1e-3
+    return _Population(before.population.point[drawn], before.population.shape[drawn])
+
+
+def _likeliest(
+    data: Sequence[Cells], pool: _Population, size: F64, prior: Prior, first: FocusCommand
+) -> _Population:
+    """The best of a pool, apart from one another; and the very best with every shape."""
+    point, shape = pool.point, pool.shape
+    height = _of_candidates(data, pool, prior)[0] + _log_prior(pool, prior, first)
     chosen: list[int] = []
     for i in np.argsort(-height):
         apart = [
