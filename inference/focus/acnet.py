@@ -125,7 +125,8 @@ class ACNet:
             if len(views) >= 6:
                 return GiveUp(start, belief, "nothing in the field stands out of the noise")
             return self._search(views, belief)
-        if self._is_sure(usable, belief) and not was_verified and last.command.field_ratio == 1.0:
+        is_ready = self._is_sure(usable, belief) or self._may_be_sure(usable, belief)
+        if is_ready and not was_verified and last.command.field_ratio == 1.0:
             return self._bounded(self._target(belief, start), "verify", views, belief)
         return self._bracket(usable, views, belief)
 
@@ -238,6 +239,15 @@ class ACNet:
         """
         offsets = self._offsets(views, belief)
         return self._is_known(belief) and self._is_bracket(offsets, belief, margin)
+
+    def _may_be_sure(self, views: Sequence[FocusView], belief: FocusBelief) -> bool:
+        """Whether the frame at the answer may well be what is missing; of a taught scale only."""
+        if self.prior.blur_log_sd > _TAUGHT_LOG_SD or self.prior.astigmatism_dof > 0.0:
+            return False
+        if abs(views[-1].command.z_dof - belief.z_dof) < 1.0:
+            return False
+        enough = belief.sigma_dof <= 2.0 * self.limits.most_sigma_dof
+        return enough and self._is_bracket(self._offsets(views, belief), belief)
 
     def _is_known(self, belief: FocusBelief) -> bool:
         limits = self.limits
