@@ -137,7 +137,8 @@ class ACNet:
         if limits.has_stigmator:
             ratio = max(ratio, belief.stig_sigma_dof / limits.most_stig_sigma_dof)
         enough = 1.3 * ratio * ratio * len(views) + 2
-        if self._is_known(belief):
+        # Far surer than asked and still not done: more of the same will not end it.
+        if ratio < 0.6 or (self.prior.astigmatism_dof > 0.0 and self._is_known(belief)):
             return limits.most_frames
         if ratio < 4.0 and enough <= limits.most_frames_low_dose and belief.misfit < 1.5:
             return max(limits.most_frames, limits.most_frames_low_dose)
