@@ -48,7 +48,7 @@ class Prior:
     sector_temperature: float = 1.8
     model_log_sd: float = 0.06
     pedestal_log_sd: float = 0.0  # 0: noise is white, with each frame's own floor; see `believe`
-    least_sigma_dof: float = 0.015  # lens errors that no frame tells, in the best of cases
+    least_sigma_dof: float = 0.025  # lens errors that no frame tells, in the best of cases
 
     def carried_over(self, belief: FocusBelief) -> Prior:
         """What is known after a run that ended in focus, for the next one on the same instrument.
