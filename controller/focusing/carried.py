@@ -15,7 +15,7 @@ import numpy as np
 from inference.focus.api import FocusBelief
 from inference.focus.likelihood import Prior
 
-_LEFT_LOG_SD = 0.12  # of the scale, however many runs there were
+_LEFT_LOG_SD = 0.08  # of the scale, however many runs there were
 _MOST_RUNS = 12
 _LEAST_RUNS = 2  # one run alone may have been an odd one
 _MOST_MISFIT = 3.0  # a run that fitted worse teaches nothing

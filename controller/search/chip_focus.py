@@ -33,10 +33,12 @@ from inference.focus.spectrum import SIDE_PX
 FOCUS_TRIES: Final = 5  # places tried when the field is empty
 _DOUBT_SIGMAS: Final = 5.0  # of the surface's own, beyond which a focus is not believed
 _DOUBT_DOF: Final = 0.75
+_BELOW_RATIO: Final = 4.0
 _FIELD_DOF: Final = 0.06  # one sigma of what one square of a field says about a point of the chip
 # Of the few-frame focus, in its own units: see controller.focusing.optics.
 _MOST_FRAMES: Final = 8  # then the sweep: it needs no more than that where focus is expected
 _NEAR_PROBE, _FAR_PROBE = 4.0, 10.0
+_LEAST_RANGE: Final = 40.0  # a wider one costs no frame; a bent chip surprises its surface
 _WINDOW_PX, _FAR_WINDOW_PX = 512, 1_024
 _FAR_UNITS: Final = 40.0
 _LEAST_PRESENCE: Final = 25.0  # below, shading and haze are all there is: see bench search
@@ -151,7 +153,9 @@ class ChipFocus:
             # they are what a focus finds.
             expected_z_um, sigma_um = self.expected_z_um(x_um, y_um, objective)
             off_um = z_um - expected_z_um
-            if abs(off_um) > _DOUBT_SIGMAS * sigma_um + _DOUBT_DOF * task.depth_of_field_um:
+            most_um = _DOUBT_SIGMAS * sigma_um + _DOUBT_DOF * task.depth_of_field_um
+            # Nothing lies under the chip: below, it is the chip that is bent more than expected.
+            if not -_BELOW_RATIO * most_um <= off_um <= most_um:
                 doubt = f"{off_um:+.2f} um from where the chip is expected: dust?"
                 await session.motion.move_focus_um(task.expected_z_um, "focus", "from_above")
                 result = replace(
@@ -197,7 +201,7 @@ class ChipFocus:
         most_um = sweep.most_half_range_dof * task.depth_of_field_um
         half_um = min(max(sweep.range_sigmas * task.sigma_um, least_um), most_um)
         reach_um = half_um + abs(task.expected_z_um - task.start_z_um)
-        range_units = reach_um / unit_um
+        range_units = max(reach_um / unit_um, _LEAST_RANGE)
         prior = Prior(range_dof=range_units, blur_px_per_dof=optics.blur_px_per_unit)
         known = self._known_blur.get(objective.name, KnownBlur())
         limits = Limits(
@@ -205,7 +209,7 @@ class ChipFocus:
             most_frames_low_dose=_MOST_FRAMES,
             lowest_z_dof=(task.min_z_um - task.start_z_um) / unit_um,
             highest_z_dof=(task.max_z_um - task.start_z_um) / unit_um,
-            probe_step_dof=min(_FAR_PROBE, _NEAR_PROBE + range_units / 10.0),
+            probe_step_dof=min(_FAR_PROBE, _NEAR_PROBE + 0.1 * reach_um / unit_um),
             wide_ratio=1.0,
             least_presence=_LEAST_PRESENCE,
         )

@@ -27,6 +27,7 @@ from controller.search.session import Session
 from controller.search.tiling import cover_polygon
 from drivers.api import Objective
 
+_TILES_TO_RETRY: Final = 4  # after a focus that failed on the way
 _MOST_TILES: Final = 100_000  # of one plan: a year's travel is a slip in a number
 
 
@@ -224,6 +225,8 @@ class Scan:
         result = await self._focus.autofocus("track", tile.x_um, tile.y_um, z_um, sigma_um)
         self._tiles_since_focus = 0
         if not result.is_focused:
+            # The surface is no surer than before: soon again, on another tile.
+            self._tiles_since_focus = settings.least_tiles_between - _TILES_TO_RETRY
             session.post(Skipped(f"focus tracking at tile {tile.index}", result.reason))
 
     def _focus_candidates(self) -> list[PlannedTile]:

@@ -41,7 +41,7 @@ def test_one_run_alone_teaches_nothing() -> None:
 def test_scale_and_shape_are_carried_and_something_is_left_open() -> None:
     prior = taught(2.6, 2.6, 2.6).carried_into(PRIOR)
     assert prior.blur_px_per_dof == pytest.approx(2.6)
-    assert 0.1 < prior.blur_log_sd < PRIOR.blur_log_sd
+    assert 0.08 < prior.blur_log_sd < PRIOR.blur_log_sd
     assert sum(prior.shape_probabilities) == pytest.approx(1.0)
     assert prior.shape_probabilities[1] > 0.7
     assert min(prior.shape_probabilities) > 0.02
