@@ -1,0 +1,290 @@
+"""Whether a restored frame may be believed, asked of the raw frame; and what is shown if not.
+
+Three tests, each blind where another sees:
+- What was taken away (raw - restored) must look like the frame's noise. A band of frequencies with
+  more power than noise has lost structure, or gained structure that is not in the raw frame; so has
+  a remainder whose neighbouring pixels are alike.
+- The twin test: the frame's counts are thinned into two independent frames, one is restored, the
+  other judges. Detail that the restorer adds to a plain radial Wiener estimate must be found in
+  the judge; this has power against inventions far weaker than the noise, which no look at the
+  remainder has. Where counts are not whole electrons, Gaussian noise of the same variance splits
+  the frame: exact for Gaussian noise, uncorrelated for Poisson noise.
+- The error itself, without truth: Stein's unbiased risk with one random probe (Ramani et al., IEEE
+  Trans. Image Process. 17 (2008) 1540).
+
+All of them need the noise model to hold: with correlated noise nothing is tested, the verdict says
+so and does not pass. Every Wiener filter keeps noise where it keeps signal, so a band with LESS
+power than noise does not fail; it is counted in `within_ratio`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.restore.api import Frame, Grey, NoiseModel, Restored, Restorer, grey_of
+from inference.restore.classical import (
+    Gaussian,
+    LocalWiener,
+    RadialWiener,
+    RingPower,
+    cosine_transform,
+    ring_power,
+)
+from inference.restore.noise import estimate_noise
+
+BANDS: Final = 24
+BAND_TOLERANCE: Final = 0.05
+LAG_TOLERANCE: Final = 0.03
+LEAST_REMOVED_RATIO: Final = 0.3  # of the noise's power; less, and hardly anything was restored
+LEAST_SLOPE: Final = 0.5  # of added detail that the judging half confirms; 1: all of it
+LEAST_DETAIL_RATIO: Final = 0.02  # added power over the noise's, below which there's no detail
+
+_DEVIATES: Final = 3.0  # chance is allowed this many standard deviations
+_WHOLE: Final = 1e-3  # of an electron
+
+
+@dataclass(frozen=True, slots=True)
+class Whiteness:
+    """What was taken away from a frame, in units of its noise."""
+
+    bands: tuple[float, ...]  # power over that of the noise, low frequencies first
+    within_ratio: float  # share of bands within the tolerance of 1, chance allowed for
+    excess: float  # the largest power above 1, beyond chance; 0 where none is
+    lag_correlation: float  # of neighbouring pixels, the larger of the two directions
+    removed_ratio: float  # mean power over that of the noise
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """What one half of the counts says of a restorer that saw the other."""
+
+    slope: float  # detail added to the radial Wiener estimate: 1 confirmed, 0 invented
+    slope_sigma: float
+    detail_ratio: float  # power of the added detail over that of the frame's noise
+    mse_dn2: float  # of the restored half, whose noise has twice the variance
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a restored frame passed."""
+
+    passed: bool
+    reason: str  # why not; "" when passed
+    whiteness: Whiteness | None  # None: the noise model does not hold, nothing was tested
+    twin: Twin | None  # None: not asked for, or nothing was tested
+
+
+def whiteness(frame: Frame, restored: Restored, noise: NoiseModel) -> Whiteness:
+    """Look at what was taken away, band by band."""
+    grey = grey_of(frame)
+    # One variance for the frame where the estimate dips: a single false zero would outweigh all.
+    least = np.float32(0.05) * noise.variance_dn2(float(grey.mean()))
+    variance = np.maximum(noise.variance_dn2(restored.image), least)
+    rest = (grey - restored.image) / np.sqrt(variance)
+    rings = ring_power(cosine_transform(rest))
+    power, modes = _bands(rings)
+    chance = _DEVIATES * np.sqrt(2.0 / modes)
+    within = np.abs(power - 1.0) <= BAND_TOLERANCE + chance
+    centred = rest - rest.mean()
+    total = float(np.mean(np.square(centred)))
+    lags = [
+        float(np.mean(centred[1:] * centred[:-1])) / max(total, 1e-12),
+        float(np.mean(centred[:, 1:] * centred[:, :-1])) / max(total, 1e-12),
+    ]
+    return Whiteness(
+        bands=tuple(power.tolist()),
+        within_ratio=float(within.mean()),
+        excess=float(np.maximum(power - 1.0 - chance, 0.0).max()),
+        lag_correlation=max(lags),
+        removed_ratio=float(np.mean(np.square(rest))),
+    )
+
+
+def _bands(rings: RingPower) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Power and modes in bands of equal width, the mean's ring left out."""
+    band = np.floor(rings.frequency_cyc_px[1:] / 0.7072 * BANDS).astype(int)
+    band = np.minimum(band, BANDS - 1)
+    modes = np.bincount(band, rings.modes[1:], minlength=BANDS)
+    power = np.bincount(band, (rings.power * rings.modes)[1:], minlength=BANDS)
+    filled = modes > 0
+    counts = modes[filled].astype(np.float64)
+    return power[filled] / counts, counts
+
+
+# --- the twin test ---------------------------------------------------------------------------
+
+
+def thinned(
+    frame: Frame, noise: NoiseModel, rng: np.random.Generator
+) -> tuple[Grey, Grey, NoiseModel]:
+    """Split a frame into two of its own level, independent of each other, and their noise.
+
+    Whole electrons are dealt out by coin (binomial thinning); else Gaussian noise splits them.
+    """
+    grey = grey_of(frame)
+    halves = replace(
+        noise,
+        gain_dn=2.0 * noise.gain_dn,
+        read_noise_dn=math.sqrt(2.0) * noise.read_noise_dn,
+        gain_sigma_dn=2.0 * noise.gain_sigma_dn,
+    )
+    if noise.gain_dn > 0.0 and noise.read_noise_dn == 0.0:
+        electrons = (grey - np.float32(noise.offset_dn)) / np.float32(noise.gain_dn)
+        whole = np.rint(electrons)
+        if float(whole.min()) >= 0.0 and float(np.abs(electrons - whole).max()) < _WHOLE:
+            first = rng.binomial(whole.astype(np.int64), 0.5).astype(np.float32)
+            twice = np.float32(2.0 * noise.gain_dn)
+            offset = np.float32(noise.offset_dn)
+            return first * twice + offset, (whole - first) * twice + offset, halves
+    shift = rng.standard_normal(grey.shape, dtype=np.float32)
+    shift *= np.sqrt(noise.variance_dn2(grey))
+    return grey + shift, grey - shift, halves
+
+
+def twin_test(frame: Frame, restorer: Restorer, noise: NoiseModel, seed: int = 0) -> Twin:
+    """Restore one half of the counts and let the other half judge."""
+    first, second, halves = thinned(frame, noise, np.random.default_rng(seed))
+    plain = RadialWiener().restore(first, halves).image
+    image = restorer.restore(first, halves).image
+    detail = image - plain
+    left = second - plain
+    detail = detail - detail.mean()
+    own = float(np.mean(np.square(detail, dtype=np.float64)))
+    variance = float(noise.variance_dn2(float(second.mean())))
+    mse = float(np.mean(np.square(image - second, dtype=np.float64))) - 2.0 * variance
+    if own <= 1e-9 * max(variance, 1e-12):
+        return Twin(1.0, math.inf, 0.0, mse)
+    slope = float(np.mean(detail * left, dtype=np.float64)) / own
+    # The judge's noise, twice the frame's, is all that scatters the slope.
+    sigma = math.sqrt(2.0 * variance / (own * detail.size))
+    return Twin(slope, sigma, own / variance, mse)
+
+
+# --- error without truth ---------------------------------------------------------------------
+
+
+def sure_mse_dn2(frame: Frame, restorer: Restorer, noise: NoiseModel, seed: int = 0) -> float:
+    """Stein's unbiased estimate of a restorer's mean squared error, by one random probe.
+
+    May come out below zero by chance on small frames. The noise model is held fixed.
+    """
+    return _sure(grey_of(frame), restorer.restore(frame, noise), restorer, noise, seed)
+
+
+def sure_snr_db(frame: Frame, restorer: Restorer, noise: NoiseModel, seed: int = 0) -> float:
+    """Signal variance of the frame over the estimated error; nan where there is no signal."""
+    grey = grey_of(frame)
+    mse = sure_mse_dn2(frame, restorer, noise, seed)
+    signal = float(np.var(grey)) - float(np.mean(noise.variance_dn2(grey)))
+    if signal <= 0.0:
+        return math.nan
+    return 10.0 * math.log10(signal / max(mse, 1e-6 * signal))
+
+
+def _sure(
+    grey: Grey, restored: Restored, restorer: Restorer, noise: NoiseModel, seed: int
+) -> float:
+    variance = noise.variance_dn2(grey)
+    sigma = np.sqrt(variance)
+    probe = np.random.default_rng(seed).standard_normal(grey.shape, dtype=np.float32)
+    step = np.float32(0.2)
+    shifted = restorer.restore(grey + step * sigma * probe, noise).image
+    divergence = np.mean(probe * sigma * (shifted - restored.image), dtype=np.float64) / step
+    rest = np.mean(np.square(restored.image - grey), dtype=np.float64)
+    return float(rest - np.mean(variance, dtype=np.float64) + 2.0 * divergence)
+
+
+# --- what is shown ---------------------------------------------------------------------------
+
+
+def judge(
+    frame: Frame,
+    restored: Restored,
+    noise: NoiseModel,
+    restorer: Restorer | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """Whether a restored frame may be believed.
+
+    restorer: the one that made it, for the twin test; None to leave that out, as it costs another
+    restoration.
+    """
+    if not noise.in_distribution:
+        return Verdict(False, f"cannot be checked: {noise.reason}", None, None)
+    if not restored.in_distribution:
+        return Verdict(False, restored.reason or "not in distribution", None, None)
+    if not np.isfinite(restored.image).all():
+        return Verdict(False, "holds values that are not finite numbers", None, None)
+    rest = whiteness(frame, restored, noise)
+    twin = None if restorer is None else twin_test(frame, restorer, noise, seed)
+    # A noise model that is off by some per cent raises every band alike.
+    tolerance = BAND_TOLERANCE + 3.0 * noise.variance_sigma_ratio
+    chance = _DEVIATES / math.sqrt(frame.size)
+    reason = ""
+    if rest.excess > tolerance:
+        reason = f"a band of what was taken away holds {rest.excess:.2f} times noise too much"
+    elif rest.lag_correlation > LAG_TOLERANCE + chance:
+        reason = f"what was taken away is alike from pixel to pixel: {rest.lag_correlation:.3f}"
+    elif rest.removed_ratio < LEAST_REMOVED_RATIO:
+        reason = f"only {rest.removed_ratio:.2f} of the noise was taken away"
+    elif (
+        twin is not None
+        and twin.detail_ratio > LEAST_DETAIL_RATIO
+        and twin.slope + _DEVIATES * twin.slope_sigma < LEAST_SLOPE
+    ):
+        reason = f"half of the counts confirms {twin.slope:.2f} of the detail seen in the other"
+    return Verdict(not reason, reason, rest, twin)
+
+
+@dataclass(frozen=True, slots=True)
+class BestClassical:
+    """The filter with the least estimated error on this very frame."""
+
+    restorers: tuple[Restorer, ...] = (RadialWiener(), LocalWiener(), Gaussian())
+    name: str = "best_classical"
+
+    def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
+        """Run each filter twice and keep the best; `method` names it."""
+        grey = grey_of(frame)
+        model = noise or estimate_noise(frame)
+        answers = [restorer.restore(grey, model) for restorer in self.restorers]
+        risks = [
+            _sure(grey, answer, restorer, model, 0)
+            for answer, restorer in zip(answers, self.restorers, strict=True)
+        ]
+        return answers[int(np.argmin(risks))]
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A restorer whose failures are replaced by the best classical filter, which says so."""
+
+    inner: Restorer
+    fallback: Restorer = BestClassical()
+    is_twin_tested: bool = True
+
+    @property
+    def name(self) -> str:
+        """The inner one's: what a frame was really made by stands in its `method`."""
+        return self.inner.name
+
+    def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
+        """Restore, judge, and fall back where the judgement is against it."""
+        return self.restore_and_judge(frame, noise)[0]
+
+    def restore_and_judge(
+        self, frame: Frame, noise: NoiseModel | None = None
+    ) -> tuple[Restored, Verdict]:
+        """The same, with the verdict on what the inner restorer made."""
+        model = noise or estimate_noise(frame)
+        answer = self.inner.restore(frame, model)
+        verdict = judge(frame, answer, model, self.inner if self.is_twin_tested else None)
+        if verdict.passed:
+            return answer, verdict
+        instead = self.fallback.restore(frame, model)
+        return replace(instead, reason=f"{self.inner.name}: {verdict.reason}"), verdict
