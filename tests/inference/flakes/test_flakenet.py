@@ -103,7 +103,7 @@ def test_same_image_same_answer():
 
 def test_an_odd_frame_is_left_to_physics_and_flagged():
     image = painted(SQUARES)
-    view = FlakeNetDetector(ByEvidence(oddity=2.0), SETTINGS).view(image, PIXEL_NM)
+    view = FlakeNetDetector(ByEvidence(oddity=3.5), SETTINGS).view(image, PIXEL_NM)
     physics = PhysicsDetector(SETTINGS).detect(image, PIXEL_NM)
     assert view.is_physics
     assert view.oddity == pytest.approx(2.0)
@@ -128,6 +128,19 @@ def test_a_picture_without_colour_is_refused():
     assert view.is_physics
     assert not view.answer.in_distribution
     assert "no colour" in view.answer.reason
+
+
+def test_a_calibrated_ladder_leads():
+    """Masks and layers stay the physics'; the network lowers scores and adds what it is sure of."""
+    image = painted(SQUARES)
+    sure = Calibration(90.0, (1.0, 1.0, 1.0), 0.9, "fitted")
+    alone = PhysicsDetector(SETTINGS, sure).detect(image, PIXEL_NM).detections
+    joint = FlakeNetDetector(ByEvidence(), SETTINGS, sure).detect(image, PIXEL_NM).detections
+    assert len(joint) == len(alone)
+    for one, two in zip(alone, joint, strict=True):
+        assert np.array_equal(one.mask, two.mask)
+        assert one.layer_probabilities == two.layer_probabilities
+        assert 0.3 * one.score <= two.score <= one.score
 
 
 def test_dirt_is_no_flake():
