@@ -119,11 +119,11 @@ class Gaussian:
 
 @dataclass(frozen=True, slots=True)
 class NonLocalMeans:
-    """Non-local means on noise made alike; slow: some tenths of a megapixel a second on a core."""
+    """Non-local means on noise made alike; slow: a megapixel or two a second on a core."""
 
     patch_px: int = 5
-    search_px: int = 21
-    strength: float = 1.0  # width of the weights, in standard deviations of the noise
+    search_px: int = 15
+    strength: float = 1.1  # width of the weights, in standard deviations of the noise
     name: str = "nlm"
 
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
