@@ -50,8 +50,8 @@ class SampleSettings(BaseModel):
 
     kind: SampleKind = "graphene"
     seed: int = Field(default=1, ge=0, le=2**31)
-    width_nm: float = Field(default=8.0, gt=0.0, le=200.0)
-    height_nm: float = Field(default=8.0, gt=0.0, le=200.0)
+    width_nm: float = Field(default=8.0, gt=0.0, le=100.0)
+    height_nm: float = Field(default=8.0, gt=0.0, le=100.0)
     turn_deg: float | None = Field(default=None, ge=-360.0, le=360.0)  # None: by the seed
     vacancy_ratio: Share = 0.0  # of the lattice's atoms that are missing
     dopant_ratio: Share = 0.0  # of the lattice's atoms that are of another element
@@ -203,20 +203,20 @@ def _two_grains(settings: SampleSettings, turn_rad: float, rng: np.random.Genera
     if settings.boundary_deg == 0.0:
         return first
     second = _lattice(settings, turn_rad + math.radians(settings.boundary_deg), shifts_nm[1])
-    normal = np.array([math.cos(angle), math.sin(angle)])
-    left, right = (
-        side * (np.stack([grain.x_nm, grain.y_nm], axis=1) @ normal - offset) >= 0.0
-        for grain, side in ((first, -1.0), (second, 1.0))
+    normal_x, normal_y = math.cos(angle), math.sin(angle)
+    # How far each atom lies beyond the boundary.
+    beyond_first, beyond_second = (
+        normal_x * grain.x_nm + normal_y * grain.y_nm - offset for grain in (first, second)
     )
-    first, second = first.chosen(left), second.chosen(right)
     closest_nm = _CLOSEST_RATIO * _SHEETS[settings.kind][0] / math.sqrt(3.0)
-    near = first.chosen(
-        np.stack([first.x_nm, first.y_nm], axis=1) @ normal - offset > -2.0 * closest_nm
+    near = first.chosen((beyond_first < 0.0) & (beyond_first > -closest_nm))
+    is_second = beyond_second >= 0.0
+    strip = np.flatnonzero(is_second & (beyond_second < closest_nm))
+    gaps_nm = np.hypot(
+        second.x_nm[strip, None] - near.x_nm[None, :], second.y_nm[strip, None] - near.y_nm[None, :]
     )
-    gaps = np.hypot(
-        second.x_nm[:, None] - near.x_nm[None, :], second.y_nm[:, None] - near.y_nm[None, :]
-    )
-    return first.joined(second.chosen(gaps.min(axis=1, initial=np.inf) >= closest_nm))
+    is_second[strip] = gaps_nm.min(axis=1, initial=np.inf) >= closest_nm
+    return first.chosen(beyond_first < 0.0).joined(second.chosen(is_second))
 
 
 def _with_defects(

@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from drivers.api import Pixels
 from simulator.atoms import Atoms, Defect, Sample, SampleSettings
 from simulator.potential import (
     BOHR_A,
@@ -246,6 +247,20 @@ class Tem:
             stig_um=stig_um,
             electrons_per_px=dose_e,
         )
+
+    def observe(
+        self,
+        defocus_um: float,
+        stig_um: tuple[float, float] = (0.0, 0.0),
+        *,
+        number: int = 0,
+        mode: Mode = "hrtem",
+    ) -> Pixels:
+        """One frame as the camera hands it out, (h, w) uint16, read-only."""
+        shot = self.expose(defocus_um, stig_um, number=number, mode=mode)
+        pixels = self.settings.camera.digital(shot.noisy_e)
+        pixels.flags.writeable = False
+        return pixels
 
     def video(
         self,
