@@ -79,9 +79,9 @@ _NET_LAYERS = 0.25  # weight of the network's layer number beside an uncalibrate
 # physics' terraces and for the network's own; terms in the order of `Signs`, then 1.
 _PHYSICS_WEIGHTS = (0.90, -0.03, 2.76, 3.61, -2.32, 0.40, 0.50, -9.22)
 _OWN_WEIGHTS = (0.66, 0.14, 1.94, 1.22, -0.53, -2.41, 0.28, -5.83)
-# Ordinary photographs of 22 real chips lie up to 1.6 above simulated ones, one of fragments all
-# over 3.4; what must be refused lies at 1.5 ... 50 (simulated) and beyond (electron micrographs).
-_REAL_ODDITY = 1.5
+# Photographs of 22 real chips reach 0.3, crowded ones 1.6 and 3.4, where simulated ones stay below
+# 3; out of focus or under strange residue they lie mostly at 4 ... 18, other micrographs beyond.
+_REAL_ODDITY = 3.5
 _OWN_SHARE = 0.45  # probability from which a pixel belongs to a region of the network's own
 _SAME_SHARE = 0.5  # of the smaller one's pixels: two proposals for the same thing
 _NAMED_LAYERS = 6

@@ -103,7 +103,7 @@ def test_same_image_same_answer():
 
 def test_an_odd_frame_is_left_to_physics_and_flagged():
     image = painted(SQUARES)
-    view = FlakeNetDetector(ByEvidence(oddity=3.5), SETTINGS).view(image, PIXEL_NM)
+    view = FlakeNetDetector(ByEvidence(oddity=5.5), SETTINGS).view(image, PIXEL_NM)
     physics = PhysicsDetector(SETTINGS).detect(image, PIXEL_NM)
     assert view.is_physics
     assert view.oddity == pytest.approx(2.0)
