@@ -108,11 +108,10 @@ class Gaussian:
         level = float(cv2.mean(grey)[0])
         rings = ring_power(cosine_transform(grey - np.float32(level)))
         variance = float(model.variance_dn2(level))
-        sigmas_px = _GAUSSIAN_SIGMAS_PX if self.sigma_px is None else (self.sigma_px,)
-        risks = [_gaussian_risk(rings, variance, sigma_px) for sigma_px in sigmas_px]
-        best = int(np.argmin(risks))
-        image = cv2.GaussianBlur(grey, (0, 0), sigmas_px[best], borderType=cv2.BORDER_REFLECT)
-        error = math.sqrt(max(risks[best], 1e-6 * variance))
+        sigma_px = self.sigma_px or _best_sigma_px(rings, variance)
+        image = cv2.GaussianBlur(grey, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
+        risk = _gaussian_risk(rings, variance, sigma_px)
+        error = math.sqrt(max(risk, 1e-6 * variance))
         sigma = np.broadcast_to(np.float32(error), grey.shape)
         return _restored(image.astype(np.float32, copy=False), sigma, self.name, model)
 
@@ -196,6 +195,20 @@ def _gaussian_risk(rings: RingPower, variance: float, sigma_px: float) -> float:
     share = rings.modes / rings.modes.sum()
     left = (share * rings.power * (1.0 - gain) ** 2).sum()
     return float(left + 2.0 * variance * (share * gain).sum() - variance)
+
+
+def _best_sigma_px(rings: RingPower, variance: float) -> float:
+    """The width of least estimated error, between the tried ones too.
+
+    Without that the answer would jump with the data, and no probe could estimate its error.
+    """
+    risks = [_gaussian_risk(rings, variance, sigma_px) for sigma_px in _GAUSSIAN_SIGMAS_PX]
+    best = min(max(int(np.argmin(risks)), 1), len(risks) - 2)
+    before, at, after = risks[best - 1 : best + 2]
+    bend = before - 2.0 * at + after
+    shift = 0.5 * (before - after) / bend if bend > 0.0 else 0.0
+    step = math.log(_GAUSSIAN_SIGMAS_PX[1] / _GAUSSIAN_SIGMAS_PX[0])
+    return float(_GAUSSIAN_SIGMAS_PX[best] * math.exp(min(max(shift, -1.0), 1.0) * step))
 
 
 # --- noise made alike ------------------------------------------------------------------------

@@ -54,7 +54,9 @@ def estimate_noise(frame: Frame) -> NoiseModel:
             typical,
             1.0,
             in_distribution=False,
-            reason="nearly all blocks lie at the limits of the camera's range",
+            reason="too small a frame"
+            if len(coefficients) < _LEAST_KEPT
+            else "nearly all blocks lie at the limits of the camera's range",
         )
     coefficients = coefficients[~is_clipped]
     levels, variances, errors, white_ratio = _classes(coefficients)

@@ -4,8 +4,6 @@ import cv2
 import numpy as np
 import pytest
 
-cv2.setNumThreads(1)
-
 
 def scene(side_px=256, seed=3):
     rng = np.random.default_rng(seed)

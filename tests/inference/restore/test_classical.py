@@ -60,6 +60,15 @@ def test_units_do_not_matter(truth, restorer):
     assert np.abs((scaled - 1000.0) / 200.0 - plain).max() < 0.15  # NLM counts in 8 bits
 
 
+@pytest.mark.parametrize("restorer", classical_restorers(), ids=lambda one: one.name)
+def test_the_least_frame_and_empty_ones(restorer):
+    small = np.random.default_rng(0).poisson(20.0, (16, 16)).astype(np.uint8)
+    for frame in (small, np.zeros((32, 32), np.uint8), np.full((32, 32), 65535, np.uint16)):
+        image = restorer.restore(frame).image
+        assert np.isfinite(image).all()
+        assert float(image.mean()) == pytest.approx(float(frame.mean()), rel=0.05, abs=0.5)
+
+
 def test_order_on_real_content(shared_data):
     """The order measured before: local Wiener < NLM < radial Wiener at few electrons."""
     folder = shared_data / "micrographs"
@@ -135,12 +144,12 @@ def test_noise_made_alike_and_back(model):
 
 
 def test_radial_wiener_keeps_pace():
-    """20 MP/s on one core is asked; 200 were measured (AMD EPYC, 512 px, noise known)."""
+    """20 MP/s of processor time is asked; 200 were measured (AMD EPYC, 512 px, noise known)."""
     frame = np.random.default_rng(0).poisson(20.0, (512, 512)).astype(np.uint16)
     RadialWiener().restore(frame, COUNTS)
     took_s = []
     for _ in range(5):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         RadialWiener().restore(frame, COUNTS)
-        took_s.append(time.perf_counter() - began_s)
+        took_s.append(time.process_time() - began_s)
     assert 1e-6 * frame.size / min(took_s) > 20.0
