@@ -296,6 +296,19 @@ def test_an_atom_between_pixels_is_not_rounded_to_one():
     assert shift_px == pytest.approx(0.3, abs=0.01)
 
 
+def test_motion_blurs_an_atom_by_its_spread():
+    atom = Atoms.at([[0.0, 0.0, 0.0]], 42)
+    still, warm = (
+        np.fft.fft2(projected_phase(atom, (64, 64), 0.02, 80.0, thermal_nm)).ravel()
+        for thermal_nm in (0.0, 0.012)
+    )
+    kx, ky = frequencies_per_nm((64, 64), 0.02)
+    k = np.sqrt(kx**2 + ky**2).ravel()
+    inside = k < 20.0
+    blur = np.exp(-2.0 * (np.pi * 0.012 * k[inside]) ** 2)
+    assert np.allclose((warm[inside] / still[inside]).real, blur, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("case", "sample", "slice_nm", "lens"),
     [

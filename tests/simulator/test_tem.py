@@ -113,9 +113,8 @@ def test_the_camera_has_the_dqe_that_it_says():
     assert power[low].mean() == pytest.approx(2.0, rel=0.1)  # 1 / DQE
     assert power[nyquist].mean() == pytest.approx(2.0 * 0.7**2, rel=0.1)
     # The image's own contrast, by the same lattice without and with the camera.
-    sharp, seen = (
-        tem(camera={**PERFECT, "mtf_ratio": ratio}).expose(0.0077).clean_e for ratio in (1.0, 0.4)
-    )
+    cameras = {**PERFECT}, {**PERFECT, "mtf_ratio": 0.4, "ntf_ratio": 0.7}
+    sharp, seen = (tem(camera=each).expose(0.0077).clean_e for each in cameras)
     bare = np.abs(np.fft.rfft2(sharp - sharp.mean()))
     at = np.unravel_index(bare.argmax(), bare.shape)
     frequency = np.hypot(2.0 * np.fft.fftfreq(96)[at[0]], 2.0 * np.fft.rfftfreq(128)[at[1]])
@@ -152,6 +151,24 @@ def test_an_atom_shines_like_z_to_the_1_7():
     assert blurred.clean_e.sum() == pytest.approx(shot.clean_e.sum(), rel=0.05)
 
 
+def test_coarse_pixels_see_the_same_probe():
+    atoms = Few([[-0.3, 0.1, 0.0], [0.5, -0.2, 0.0]], [14, 42])
+    fine, coarse = (
+        Tem(
+            TemSettings(
+                height_px=side, width_px=side, pixel_size_nm=2.56 / side, row_jitter_px=0.0
+            ),
+            atoms,
+        )
+        for side in (128, 64)
+    )
+    # Half a fine pixel aside, every other fine pixel is where a coarse one is.
+    shot = fine.expose(0.004, x_nm=0.01, y_nm=-0.01, mode="haadf")
+    other = coarse.expose(0.004, mode="haadf")
+    away = 4.0 * shot.clean_e[::2, ::2] - other.clean_e
+    assert np.abs(away).max() < 0.01 * other.clean_e.max()
+
+
 def test_sulphur_pairs_are_fainter_than_molybdenum():
     shot = tem("mos2", {"turn_deg": 0.0}, row_jitter_px=0.0).expose(0.0, mode="haadf")
     peaks = {}
@@ -165,7 +182,8 @@ def test_sulphur_pairs_are_fainter_than_molybdenum():
 
 
 def test_the_truth_lies_where_the_picture_has_it():
-    shot = tem("graphene", {"adatoms": 6}, row_jitter_px=0.0).expose(0.0, mode="haadf")
+    microscope = tem("graphene", {"adatoms": 12}, row_jitter_px=0.0)
+    shot = microscope.expose(0.0, x_nm=0.3, y_nm=-0.5, mode="haadf")
     gold = [each for each in shot.defects if each.kind == "adatom"]
     rows, columns = np.mgrid[:96, :128]
     seen = 0
@@ -215,6 +233,12 @@ def test_drift_within_a_scan_shears_it():
     moving = tem("mos2", {"turn_deg": 0.0}, drift_nm_per_frame=(0.2, 0.0), **still)
     straight, sheared = (each.expose(0.0, mode="haadf").clean_e for each in (calm, moving))
     assert np.abs(straight[0] - sheared[0]).max() < 1e-3 * straight.max()
+    # Upwards, rows come to meet what they scan: the same rows of the sample pass sooner.
+    rising = tem("mos2", {"turn_deg": 0.0}, drift_nm_per_frame=(0.0, 0.2), **still)
+    found = rising.expose(0.0, mode="haadf").clean_e
+    worst = [float(np.abs(straight[row] - found[48]).max() / straight.max()) for row in (53, 43)]
+    assert worst[0] < 0.01
+    assert worst[1] > 0.05
     # By the middle row the sample has gone 0.1 nm, 5 pixels, to the right.
     moved = np.roll(straight[48], 5)
     assert np.corrcoef(moved[10:-10], sheared[48][10:-10])[0, 1] > 0.999
@@ -245,3 +269,23 @@ def test_it_is_looked_into_as_the_scanning_microscope_is():
     assert np.array_equal(pixels, microscope.settings.camera.digital(shot.noisy_e))
     scanned = microscope.observe(0.004, number=2, mode="haadf")
     assert not np.array_equal(scanned, pixels)
+
+
+def test_a_coarse_pixel_holds_the_electrons_of_its_fine_ones():
+    fine, coarse = (
+        tem("mos2", height_px=side, width_px=side, pixel_size_nm=2.56 / side, camera=PERFECT)
+        for side in (128, 64)
+    )
+    binned = fine.expose(0.005).clean_e.reshape(64, 2, 64, 2).sum(axis=(1, 3))
+    inner = np.s_[8:-8, 8:-8]  # atoms cut off further out are seen at the rim
+    away = (coarse.expose(0.005).clean_e - binned)[inner]
+    assert np.abs(away).max() < 0.02 * binned.std()
+
+
+def test_what_lies_beyond_one_edge_is_not_seen_at_the_other():
+    settings = TemSettings(height_px=96, width_px=96, camera=PERFECT)
+    beyond = Few([[0.96 + 0.1, 0.0, 0.0]], [79])
+    for mode in ("hrtem", "haadf"):
+        clean = Tem(settings, beyond).expose(0.008, mode=mode, dose_e_per_a2=1e8).clean_e
+        change = np.abs(clean - np.median(clean))
+        assert change[:, :24].max() < 0.05 * change[:, -24:].max()
