@@ -16,8 +16,10 @@ from rich.text import Text
 
 from controller.commands.adapt import adapt_flakes
 from controller.commands.bench import print_benches
+from controller.commands.denoise import Method
+from controller.commands.denoise import denoise as denoise_frames
 from controller.commands.doctor import examine
-from controller.commands.evaluate import replay_stack, score_flakes
+from controller.commands.evaluate import replay_stack, score_flakes, score_restoration
 from controller.commands.focus import Asked, focus_here
 from controller.commands.search import resume_search, start_search
 from controller.commands.train import train_flakes, train_focus
@@ -187,6 +189,26 @@ def focus(
 
 
 @cli.command()
+def denoise(
+    frames: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="PNG or TIFF file, or a folder of them")
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(help="file, or folder for a folder's NAME_denoised; never written over"),
+    ],
+    method: Annotated[
+        Method, typer.Option(help="auto: the filter of least estimated error on each frame")
+    ] = "auto",
+) -> None:
+    """Take the noise off frames with a classical filter; computed files say that they are."""
+    status = denoise_frames(frames, out, method, _console())
+    if status:
+        raise typer.Exit(status)
+
+
+@cli.command()
 def bench(
     name: Annotated[
         str, typer.Argument(help="all, or one of those that `scopeloop bench list` names")
@@ -256,6 +278,25 @@ def evaluate_focus(
         seed=seed,
         out=out,
     )
+
+
+@evaluate_cli.command("restore")
+def evaluate_restore(
+    images: Annotated[
+        Path,
+        typer.Option(
+            help="folder of frames; truth: NAME_noisy.png beside NAME_clean.png, or in the "
+            "folders noisy and clean"
+        ),
+    ],
+    *,
+    sheet: Annotated[
+        Path | None, typer.Option(help="write contact sheets (PNG) into this folder")
+    ] = None,
+    out: OutFile = None,
+) -> None:
+    """Score the noise filters: PSNR, SSIM, SNR where the truth is known; whiteness; speed."""
+    score_restoration(images, _console(), sheet=sheet, out=out)
 
 
 @train_cli.command("focus")

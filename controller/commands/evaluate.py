@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+import cv2
 from rich.console import Console
+from rich.markup import escape
 
 from controller import app
 from controller.commands.overrides import detector_table
@@ -16,6 +18,10 @@ from controller.settings import InferenceSettings
 from inference.flakes.contact_sheet import write_sheets
 from inference.flakes.evaluate import evaluate_folder
 from inference.flakes.masks import images_in
+from inference.restore import evaluate as restore
+from inference.restore.contact_sheet import contact_sheet
+
+_FRAMES_A_SHEET: Final = 8
 
 
 def score_flakes(
@@ -92,3 +98,28 @@ def replay_stack(
             progress=progress,
         )
     publish(console, "evaluate focus", rows, seed=seed, out=out)
+
+
+def score_restoration(
+    images: Path, console: Console, *, sheet: Path | None, out: Path | None
+) -> None:
+    """Score every filter on a folder of frames, with the truth beside them or without."""
+    with bar(console, "evaluate") as progress:
+        found = restore.evaluate_folder(images, progress=progress)
+    if sheet is not None:
+        _write_restored(images, sheet, console)
+    publish(console, "evaluate restore", found.rows, out=out)
+
+
+def _write_restored(images: Path, sheet: Path, console: Console) -> None:
+    scenes = restore.scenes_in(images)
+    starts = range(0, len(scenes), _FRAMES_A_SHEET)
+    with bar(console, "contact sheets") as progress:
+        for done, start in enumerate(starts):
+            progress(done, len(starts))
+            picture = contact_sheet(scenes[start : start + _FRAMES_A_SHEET])
+            path = sheet / f"restore_{done + 1:03d}.png"
+            with rundir.writing(path):
+                sheet.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    console.print(f"contact sheets [bold]{escape(str(sheet))}[/]")
