@@ -81,7 +81,7 @@ _PHYSICS_WEIGHTS = (0.90, -0.03, 2.76, 3.61, -2.32, 0.40, 0.50, -9.22)
 _OWN_WEIGHTS = (0.66, 0.14, 1.94, 1.22, -0.53, -2.41, 0.28, -5.83)
 # Photographs of 22 real chips reach 0.3, crowded ones 1.6 and 3.4, where simulated ones stay below
 # 3; out of focus or under strange residue they lie mostly at 4 ... 18, other micrographs beyond.
-_REAL_ODDITY = 3.5
+ODDITY_OF_ORDINARY = 3.5
 _OWN_SHARE = 0.45  # probability from which a pixel belongs to a region of the network's own
 _SAME_SHARE = 0.5  # of the smaller one's pixels: two proposals for the same thing
 _NAMED_LAYERS = 6
@@ -292,7 +292,7 @@ class FlakeNetDetector:
                 for steps in ladders
             }
             proposed = proposing.result()
-        oddity = min(posterior.oddity for posterior in seen.values()) - _REAL_ODDITY
+        oddity = min(posterior.oddity for posterior in seen.values()) - ODDITY_OF_ORDINARY
         dirt = np.logical_and.reduce([p.best == DIRT_CLASS for p in seen.values()])
         dirt_share = float(dirt.mean())
         if oddity > 0.0:

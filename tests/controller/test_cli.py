@@ -31,6 +31,8 @@ COMMANDS = [
     "evaluate",
     "evaluate flakes",
     "evaluate focus",
+    "evaluate restore",
+    "denoise",
     "adapt",
     "adapt flakes",
     "train",

@@ -21,7 +21,7 @@ from controller.bench.flakes_baselines.photographs import Photograph, Scene, sim
 from controller.bench.flakes_baselines.tasks import Claim, Result, Task, Truth, run_task
 from controller.errors import BadSettings
 from inference.flakes.evidence import CLASSES
-from inference.flakes.flakenet import FlakeNetDetector
+from inference.flakes.flakenet import ODDITY_OF_ORDINARY, FlakeNetDetector
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
 from inference.flakes.scoring import Instance, Overlaps, iou_matrix
 
@@ -306,7 +306,7 @@ class Undecided:
 def test_the_network_says_how_odd_a_photograph_is(oddity):
     shown = Photograph("a", painted(PLACES), ())
     finder = methods.asked(FlakeNetDetector(Undecided(oddity), DetectorSettings()))
-    assert finder(shown).strangeness == pytest.approx(oddity)
+    assert finder(shown).strangeness == pytest.approx(oddity - ODDITY_OF_ORDINARY, abs=1e-5)
     physics = methods.asked(PhysicsDetector(DetectorSettings()))(shown)
     assert physics.strangeness == 0.0
     assert len(physics.thickness_nm) == len(physics.instances) == 2
