@@ -31,7 +31,7 @@ from drivers.replay import ReplayMicroscope, ReplaySettings
 from inference.api import ModelError, NoEngine
 from inference.engine import Engine
 from inference.engine_cache import EngineCache, default_folder
-from inference.flakes.flakenet import FlakeNetDetector
+from inference.flakes.flakenet import FlakeNetDetector, detector_that_leads
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, checked_image
 from inference.focus.acnet import ACNet, Limits
 from inference.focus.aenet import AENet
@@ -272,10 +272,12 @@ def open_network(
 def flake_detector(
     wanted: InferenceSettings, say: Callable[[str], None] | None = None
 ) -> MakeDetector:
-    """FlakeNet with the physics, or the physics alone. Raises NoEngine, BadModel."""
+    """FlakeNet, the physics, or whichever leads. Raises NoEngine, BadModel."""
     if wanted.flakes == "physics":
         return PhysicsDetector
     engine = open_network("flakenet", wanted, say)
+    if engine is not None and wanted.flakes == "auto":
+        return partial(detector_that_leads, engine)
     if engine is not None:
         return partial(FlakeNetDetector, engine)
     if wanted.flakes == "network":

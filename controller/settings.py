@@ -120,8 +120,8 @@ class InferenceSettings(Section):
 
     # auto: TensorRT where a GPU and a package for it are there, else onnxruntime.
     engine: Literal["auto", "tensorrt", "onnx"] = "auto"
-    # network: FlakeNet with the physics; physics: thin-film contrast alone; auto: FlakeNet where
-    # its weights and a runtime are there.
+    # network: FlakeNet with the physics; physics: thin-film contrast alone; auto: the physics where
+    # its calibration holds, else FlakeNet.
     flakes: Literal["auto", "network", "physics"] = "auto"
 
 

@@ -324,6 +324,23 @@ class FlakeNetDetector:
         return decoded(answer[0], *half.shape[:2])
 
 
+def detector_that_leads(
+    engine: Engine,
+    settings: DetectorSettings,
+    calibration: Calibration | SubstrateCalibration | Sequence[SubstrateCalibration] | None = None,
+) -> PhysicsDetector | FlakeNetDetector:
+    """The physics where every calibration holds, else FlakeNet.
+
+    With a fitted ladder the network gained nothing on photographs (AP50 0.85, the physics 0.86,
+    at three times the time); with a nominal one it found far more (0.71, the physics 0.49).
+    """
+    given = calibration if isinstance(calibration, Sequence) else [calibration]
+    fits = [one.calibration if isinstance(one, SubstrateCalibration) else one for one in given]
+    if fits and all(fit is not None and fit.confidence >= _CALIBRATED for fit in fits):
+        return PhysicsDetector(settings, calibration)
+    return FlakeNetDetector(engine, settings, calibration)
+
+
 def _without_colour(pixels: ImageRGB, bit_depth: int) -> str:
     """Why a photograph says nothing about layers: its channels are one; "" where they are not."""
     some = pixels[::16, ::3].astype(np.int32)

@@ -1,5 +1,6 @@
 """FlakeNet's joining of physics and network, with networks made by hand in place of the trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,8 +10,9 @@ import pytest
 import inference.flakes.flakenet as flakenet
 from inference.api import BadImage, BadModel, Calibration
 from inference.engine import Card, Tensor, load_card
+from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
 from inference.flakes.evidence import CLASSES, PLANES
-from inference.flakes.flakenet import FlakeNetDetector, decoded
+from inference.flakes.flakenet import FlakeNetDetector, decoded, detector_that_leads
 from inference.flakes.ladder import Optics, ladder
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
 from inference.onnx_engine import OnnxEngine
@@ -141,6 +143,20 @@ def test_a_calibrated_ladder_leads():
         assert np.array_equal(one.mask, two.mask)
         assert one.layer_probabilities == two.layer_probabilities
         assert 0.3 * one.score <= two.score <= one.score
+
+
+@pytest.mark.parametrize(
+    ("confidences", "leads"),
+    [((), FlakeNetDetector), ((0.9, 0.8), PhysicsDetector), ((0.9, 0.1), FlakeNetDetector)],
+)
+def test_the_physics_leads_where_every_calibration_holds(confidences, leads):
+    nominal = nominal_calibration(90.0)
+    fits = [replace(nominal, confidence=c) for c in confidences]
+    wafers = [SubstrateCalibration((80.0, 80.0, 120.0), fit) for fit in fits]
+    engine = ByEvidence()
+    assert isinstance(detector_that_leads(engine, DetectorSettings(), wafers), leads)
+    one = detector_that_leads(engine, DetectorSettings(), fits[0] if fits else None)
+    assert isinstance(one, PhysicsDetector if fits else FlakeNetDetector)
 
 
 def test_dirt_is_no_flake():
