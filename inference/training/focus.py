@@ -1,6 +1,6 @@
 """Train AENet: features of one frame -> |defocus|, its sigma, and whether the frame is familiar.
 
-    python -m inference.training.focus --out inference/weights
+    scopeloop train focus --out inference/weights
 
 Needs torch (extra `train`), imported only when training starts. Everything follows from the seed,
 whatever the number of processes; frames are made on all cores, which takes most of the time.
@@ -233,7 +233,7 @@ def _card(path: Path, parameters: int, figures: dict[str, float], settings: Focu
             meaning="log(|defocus| in DOF of the pixel + 0.25); log of its standard deviation; "
             "familiar where > 0",
         ),
-        training_command=f"python -m inference.training.focus --objects {settings.objects} "
+        training_command=f"scopeloop train focus --objects {settings.objects} "
         f"--epochs {settings.epochs} --seed {settings.seed}",
         training_data="random objects, geometric probes and cameras of "
         f"inference.training.focus_frames; measured on objects kept out: {', '.join(HELD_OUT)}",
