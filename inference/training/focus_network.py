@@ -12,6 +12,7 @@ Nothing here reads files or makes frames: arrays in, a module out.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,15 +168,18 @@ def widen(module: AENetModule, ratio: float) -> None:
 
 def export(module: AENetModule, path: Path) -> int:
     """Write the ONNX file; returns how many parameters it has."""
-    torch.onnx.export(
-        module,
-        (torch.zeros(1, FEATURES),),
-        str(path),
-        input_names=["features"],
-        output_names=["answer"],
-        dynamic_axes={"features": {0: "n"}, "answer": {0: "n"}},
-        opset_version=17,
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        # The newer exporter needs one more package.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            module,
+            (torch.zeros(1, FEATURES),),
+            str(path),
+            input_names=["features"],
+            output_names=["answer"],
+            dynamic_axes={"features": {0: "n"}, "answer": {0: "n"}},
+            opset_version=17,
+            dynamo=False,
+        )
     learned = sum(int(p.numel()) for p in module.parameters())
     return learned + sum(int(b.numel()) for b in module.buffers())
