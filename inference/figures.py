@@ -6,8 +6,11 @@ another one, which may import from here and not the other way round.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+_Z95: Final = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,11 @@ class Row:
         if self.bar is None or self.value is None:
             return None
         return self.value <= self.bar if self.better == "lower" else self.value >= self.bar
+
+
+def wilson_ci95(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (E. B. Wilson, J. Am. Stat. Assoc. 22, 209, 1927)."""
+    z2 = _Z95**2
+    middle = (hits + z2 / 2) / (n + z2)
+    half = _Z95 * math.sqrt(hits * (n - hits) / n + z2 / 4) / (n + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from controller.figures import Row
+from inference.figures import wilson_ci95
 
 _Z95: Final = 1.959964
 
@@ -40,14 +41,6 @@ def load() -> str:
     if not hasattr(os, "getloadavg"):  # Windows
         return f"{os.cpu_count()} cores"
     return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-
-
-def wilson_ci95(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share."""
-    z2 = _Z95**2
-    middle = (hits + z2 / 2) / (n + z2)
-    half = _Z95 * math.sqrt(hits * (n - hits) / n + z2 / 4) / (n + z2)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def quantile_row(

@@ -40,7 +40,7 @@ from inference.flakes.background import (
     estimate_background,
     shrunk_half,
 )
-from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
+from inference.flakes.calibration import SubstrateCalibration
 from inference.flakes.evidence import (
     CLASSES,
     DIRT_CLASS,
@@ -53,10 +53,12 @@ from inference.flakes.evidence import (
 )
 from inference.flakes.ladder import Ladder, ladder
 from inference.flakes.physics_detector import (
+    UNKNOWN_RGB,
     DetectorSettings,
     PhysicsDetector,
     checked_image,
     substrate_distance,
+    wafers_of,
 )
 
 FloatArray = npt.NDArray[np.float32]
@@ -65,7 +67,6 @@ _Pixels = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]  # rows, columns
 _LOGITS = 4 * len(CLASSES)
 _WORTH_LOOKING = -3.0  # log odds against bare substrate below which a place is left out
 _KERNEL3 = np.ones((3, 3), dtype=np.uint8)
-_UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
 _INNER_PX = 12  # half-resolution pixels that a judgement should rest on
 _LEAST_FLAKE = 0.15  # of the mean posterior: less is dirt or substrate
 _CALIBRATED = 0.25  # confidence of a calibration from which the physics' own verdict leads
@@ -230,14 +231,7 @@ class FlakeNetDetector:
             }
         )
         self._generous = PhysicsDetector(generous, calibration, flat_field)
-        if isinstance(calibration, SubstrateCalibration):
-            wafers: tuple[SubstrateCalibration, ...] = (calibration,)
-        elif isinstance(calibration, Calibration) or calibration is None:
-            given = calibration or nominal_calibration(settings.oxide_nm)
-            wafers = (SubstrateCalibration(_UNKNOWN_RGB, given),)
-        else:
-            nominal = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
-            wafers = tuple(calibration) or (nominal,)
+        wafers = wafers_of(calibration, settings)
         self._wafers = tuple((wafer, _ladders(settings, wafer)) for wafer in wafers)
         self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
 
@@ -271,7 +265,7 @@ class FlakeNetDetector:
         full_scale = float(2**bit_depth - 1)
         half = shrunk_half(pixels)
         first = self._wafers[0][0].substrate_rgb
-        expected_rgb = first if len(self._wafers) == 1 and first != _UNKNOWN_RGB else None
+        expected_rgb = first if len(self._wafers) == 1 and first != UNKNOWN_RGB else None
         background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
         without = background.reason or _without_colour(pixels, bit_depth)
         if without:
@@ -334,9 +328,8 @@ def detector_that_leads(
     With a fitted ladder the network gained nothing on photographs (AP50 0.85, the physics 0.86,
     at three times the time); with a nominal one it found far more (0.71, the physics 0.49).
     """
-    given = calibration if isinstance(calibration, Sequence) else [calibration]
-    fits = [one.calibration if isinstance(one, SubstrateCalibration) else one for one in given]
-    if fits and all(fit is not None and fit.confidence >= _CALIBRATED for fit in fits):
+    wafers = wafers_of(calibration, settings)
+    if all(wafer.calibration.confidence >= _CALIBRATED for wafer in wafers):
         return PhysicsDetector(settings, calibration)
     return FlakeNetDetector(engine, settings, calibration)
 

@@ -63,7 +63,7 @@ FloatArray = npt.NDArray[np.float32]
 OTHER_LIGHT = "substrate colour is not the calibration's"
 """So begins the reason of an answer whose colours were read under another light."""
 
-_UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
+UNKNOWN_RGB = (0.0, 0.0, 0.0)  # of a calibration that came without its substrate's colour
 _UNCALIBRATED_SLACK = 0.75
 _SURE = 0.9  # a calibration's confidence: no need to look for another
 _WORTH_MORE = 0.15  # confidence by which terraces of unexpected colours must explain better
@@ -234,6 +234,20 @@ class _Prepared:
         return kinds
 
 
+def wafers_of(
+    calibration: Calibration | SubstrateCalibration | Sequence[SubstrateCalibration] | None,
+    settings: DetectorSettings,
+) -> tuple[SubstrateCalibration, ...]:
+    """Every wafer that a detector was told of; the nominal one where it was told of none."""
+    if isinstance(calibration, SubstrateCalibration):
+        return (calibration,)
+    if isinstance(calibration, Sequence) and calibration:
+        return tuple(calibration)
+    # Made on a substrate that nobody recorded: no drift can be noticed.
+    fit = calibration if isinstance(calibration, Calibration) else None
+    return (SubstrateCalibration(UNKNOWN_RGB, fit or nominal_calibration(settings.oxide_nm)),)
+
+
 class PhysicsDetector:
     """The `FlakeDetector` that counts layers by interference colours."""
 
@@ -251,24 +265,14 @@ class PhysicsDetector:
         flat_field: a photograph of nothing, same size as those to come; None for none.
         """
         self._settings = settings
-        nominal = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
         # What was calibrated elsewhere or long ago holds for substrates of the very same look; what
         # looks otherwise is met with the nominal oxide, and with a confidence that says so.
         self._fallback = None
         if calibration is None and settings.microscope.wafers:
+            (nominal,) = wafers_of(None, settings)
             self._fallback = nominal, _prepared(settings, nominal)
             calibration = settings.microscope.wafers
-        if calibration is None:
-            calibration = nominal.calibration
-        if isinstance(calibration, Calibration):
-            # Made on a substrate that nobody recorded: no drift can be noticed.
-            wafers: tuple[SubstrateCalibration, ...] = (
-                SubstrateCalibration(_UNKNOWN_RGB, calibration),
-            )
-        elif isinstance(calibration, SubstrateCalibration):
-            wafers = (calibration,)
-        else:
-            wafers = tuple(calibration) or (nominal,)
+        wafers = wafers_of(calibration, settings)
         self._wafers = tuple((wafer, _prepared(settings, wafer)) for wafer in wafers)
         self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
 
@@ -299,13 +303,13 @@ class PhysicsDetector:
         half = shrunk_half(pixels)
         # Only where all photographs shall look alike is there a colour to expect.
         first = self._wafers[0][0].substrate_rgb
-        expected_rgb = first if len(self._wafers) == 1 and first != _UNKNOWN_RGB else None
+        expected_rgb = first if len(self._wafers) == 1 and first != UNKNOWN_RGB else None
         background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
         reason = background.reason
         wafer, ready = min(
             self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
         )
-        if not reason and wafer.substrate_rgb != _UNKNOWN_RGB:
+        if not reason and wafer.substrate_rgb != UNKNOWN_RGB:
             moved = drift(background.rgb, wafer.substrate_rgb)
             if moved.is_deviant and self._fallback is not None:
                 wafer, ready = self._fallback
@@ -425,11 +429,11 @@ def checked_image(pixels: ImageRGB, pixel_size_nm: float, bit_depth: int) -> Non
 def _searching(settings: DetectorSettings) -> tuple[_Prepared, _Prepared]:
     """To look for terraces under the nominal oxide, and under any of a range around it."""
     ready = _prepared(
-        settings, SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
+        settings, SubstrateCalibration(UNKNOWN_RGB, nominal_calibration(settings.oxide_nm))
     )
     kinds = ready.kind_of_colour.copy()
     for oxide_nm in settings.oxide_nm * np.exp(_OXIDE_STEPS):
-        other = SubstrateCalibration(_UNKNOWN_RGB, nominal_calibration(round(float(oxide_nm), 1)))
+        other = SubstrateCalibration(UNKNOWN_RGB, nominal_calibration(round(float(oxide_nm), 1)))
         kinds[_prepared(settings, other).kind_of_colour == PLAUSIBLE] = PLAUSIBLE
     return ready, replace(ready, kind_of_colour=kinds)
 

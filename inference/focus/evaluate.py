@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.api import BadImage
-from inference.figures import Row
+from inference.figures import Row, wilson_ci95
 from inference.focus.api import FocusCommand
 
 Image: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -382,7 +382,7 @@ def summary_rows(
             "",
             1.0,
             n=n,
-            ci95=wilson(len(good), n),
+            ci95=wilson_ci95(len(good), n),
             note=asked,
         ),
         _quantile(f"{prefix}median_error_steps", errors, 0.5, "steps"),
@@ -402,7 +402,7 @@ def summary_rows(
             close / n,
             "",
             n=n,
-            ci95=wilson(close, n),
+            ci95=wilson_ci95(close, n),
             note=f"within {bars.tolerance_steps:g} step, sure or not, however many frames",
         ),
         Row(
@@ -411,7 +411,7 @@ def summary_rows(
             "",
             better="lower",
             n=n,
-            ci95=wilson(len(wrong), n),
+            ci95=wilson_ci95(len(wrong), n),
         ),
         Row(
             f"{prefix}harm_rate",
@@ -420,7 +420,7 @@ def summary_rows(
             0.0,
             "lower",
             n=n,
-            ci95=wilson(len(worse), n),
+            ci95=wilson_ci95(len(worse), n),
             note="ends more than 0.25 step worse than it began",
         ),
     ]
@@ -435,14 +435,6 @@ def _quantile(name: str, values: npt.NDArray[np.float64], share: float, unit: st
         n=values.size,
         ci95=bootstrap(values, share),
     )
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (E. B. Wilson, J. Am. Stat. Assoc. 22, 209, 1927)."""
-    z2 = 1.959964**2
-    middle = (hits + z2 / 2.0) / (n + z2)
-    half = 1.959964 * math.sqrt(hits * (n - hits) / n + z2 / 4.0) / (n + z2)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def bootstrap(values: npt.NDArray[np.float64], share: float) -> tuple[float, float] | None:

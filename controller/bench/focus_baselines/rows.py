@@ -37,9 +37,10 @@ from controller.bench.focus_baselines.problem import (
     subject_of,
 )
 from controller.figures import Row
+from inference.figures import wilson_ci95
 from inference.focus.acnet import ACNet
 from inference.focus.api import FocusCommand
-from inference.focus.evaluate import bootstrap, wilson
+from inference.focus.evaluate import bootstrap
 from inference.focus.likelihood import Prior
 from simulator.specimen import GENERATED
 
@@ -107,7 +108,7 @@ def _share(
     n, count = len(hits), sum(hits)
     if n == 0:
         return Row(name, None, "", bar, better, baseline, 0, None, note or "nothing to count")
-    return Row(name, count / n, "", bar, better, baseline, n, wilson(count, n), note)
+    return Row(name, count / n, "", bar, better, baseline, n, wilson_ci95(count, n), note)
 
 
 def _quantile(

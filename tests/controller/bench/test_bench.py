@@ -14,9 +14,9 @@ from controller.bench.numbers import (
     quantile_ci95,
     quantile_row,
     share_row,
-    wilson_ci95,
 )
 from controller.errors import BadSettings
+from inference.figures import wilson_ci95
 
 
 def test_every_bench_has_its_module_and_one_line() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from inference.api import BadImage
+from inference.figures import wilson_ci95
 from inference.focus.api import FocusCommand
 from inference.focus.evaluate import (
     AS_IT_IS,
@@ -24,7 +25,6 @@ from inference.focus.evaluate import (
     read_stack,
     run_on_stack,
     summary_rows,
-    wilson,
 )
 
 
@@ -194,10 +194,10 @@ def test_harm_is_ending_further_off_than_it_began() -> None:
 
 
 def test_intervals_hold_what_they_should() -> None:
-    low, high = wilson(0, 38)
+    low, high = wilson_ci95(0, 38)
     assert low == 0.0
     assert high == pytest.approx(0.0918, abs=1e-3)
-    assert wilson(38, 38)[1] == 1.0
+    assert wilson_ci95(38, 38)[1] == 1.0
     values = np.random.default_rng(1).standard_normal(400)
     interval = bootstrap(values, 0.5)
     assert interval is not None
