@@ -325,8 +325,8 @@ def detector_that_leads(
 ) -> PhysicsDetector | FlakeNetDetector:
     """The physics where every calibration holds, else FlakeNet.
 
-    With a fitted ladder the network gained nothing on photographs (AP50 0.85, the physics 0.86,
-    at three times the time); with a nominal one it found far more (0.71, the physics 0.49).
+    With a fitted ladder the network gained nothing on photographs, at three times the time
+    (`evaluate flakes --detector network`, then `physics`); a nominal ladder is what it is for.
     """
     wafers = wafers_of(calibration, settings)
     if all(wafer.calibration.confidence >= _CALIBRATED for wafer in wafers):
