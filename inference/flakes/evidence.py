@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.api import Calibration, ImageRGB
-from inference.flakes.background import Background
 from inference.flakes.ladder import Ladder, Optics, ladder
 
 FloatArray = npt.NDArray[np.float32]
@@ -84,14 +83,17 @@ def rungs_of(steps: Ladder) -> Rungs:
     )
 
 
-def evidence(half: ImageRGB, background: Background, steps: Rungs, full_scale: float) -> FloatArray:
+def evidence(
+    half: ImageRGB, inverse_half: FloatArray, steps: Rungs, full_scale: float
+) -> FloatArray:
     """Planes of evidence, (PLANES, rows, columns), rows and columns multiples of 8.
 
-    half: `shrunk_half` of the photograph. Beyond the photograph the last pixels are repeated.
+    half, inverse_half: `shrunk_half` of the photograph and 1 / its background. Beyond the
+    photograph the last pixels are repeated.
     """
     height, width = half.shape[:2]
     rows, columns = grid_shape(2 * height, 2 * width)
-    ratio = cv2.multiply(half, background.inverse_half(), dtype=cv2.CV_32F)
+    ratio = cv2.multiply(half, inverse_half, dtype=cv2.CV_32F)
     pad = 2 * rows - height, 2 * columns - width
     if pad != (0, 0):
         ratio = cv2.copyMakeBorder(ratio, 0, pad[0], 0, pad[1], cv2.BORDER_REPLICATE)

@@ -34,12 +34,6 @@ import numpy.typing as npt
 
 from inference.api import BadModel, Calibration, Detection, FlakeAnswer, ImageRGB
 from inference.engine import Engine
-from inference.flakes.background import (
-    Background,
-    coarse_flat_field,
-    estimate_background,
-    shrunk_half,
-)
 from inference.flakes.calibration import SubstrateCalibration
 from inference.flakes.evidence import (
     CLASSES,
@@ -51,15 +45,9 @@ from inference.flakes.evidence import (
     evidence,
     rungs_of,
 )
-from inference.flakes.ladder import Ladder, ladder
-from inference.flakes.physics_detector import (
-    UNKNOWN_RGB,
-    DetectorSettings,
-    PhysicsDetector,
-    checked_image,
-    substrate_distance,
-    wafers_of,
-)
+from inference.flakes.frame import PreparedFrame
+from inference.flakes.ladder import Ladder
+from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, wafers_of
 
 FloatArray = npt.NDArray[np.float32]
 _Pixels = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]  # rows, columns
@@ -231,9 +219,6 @@ class FlakeNetDetector:
             }
         )
         self._generous = PhysicsDetector(generous, calibration, flat_field)
-        wafers = wafers_of(calibration, settings)
-        self._wafers = tuple((wafer, _ladders(settings, wafer)) for wafer in wafers)
-        self._flat_field = None if flat_field is None else coarse_flat_field(flat_field)
 
     @property
     def name(self) -> str:
@@ -261,61 +246,52 @@ class FlakeNetDetector:
 
     def view(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeView:
         """Find flakes, and say what the network thinks of the frame."""
-        checked_image(pixels, pixel_size_nm, bit_depth)
-        full_scale = float(2**bit_depth - 1)
-        half = shrunk_half(pixels)
-        first = self._wafers[0][0].substrate_rgb
-        expected_rgb = first if len(self._wafers) == 1 and first != UNKNOWN_RGB else None
-        background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
-        without = background.reason or _without_colour(pixels, bit_depth)
+        frame = self._physics.prepared(pixels, pixel_size_nm, bit_depth)
+        without = frame.background.reason or _without_colour(pixels, bit_depth)
         if without:
-            answer = self._physics.detect(pixels, pixel_size_nm, bit_depth)
-            reason = answer.reason or without
-            answer = replace(answer, in_distribution=False, reason=reason)
+            answer = _flagged(self._physics.detect_prepared(frame), without)
             return FlakeView(answer, is_physics=True, oddity=math.inf, dirt_share=0.0)
-        wafer, ladders = min(
-            self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
-        )
-        is_calibrated = wafer.calibration.confidence >= _CALIBRATED
+        chosen = self._physics.wafer_of(frame)
+        calibration = chosen.wafer.calibration
+        is_calibrated = calibration.confidence >= _CALIBRATED
         proposer = self._physics if is_calibrated else self._generous
         # Physics proposes on one core while the network looks on the other.
         with ThreadPoolExecutor(1, "flakes.propose") as beside:
-            proposing = beside.submit(proposer.detect, pixels, pixel_size_nm, bit_depth)
-            seen = {
-                steps.material: self._posterior(half, background, steps, full_scale)
-                for steps in ladders
-            }
+            proposing = beside.submit(proposer.detect_prepared, frame)
+            seen = {steps.material: self._posterior(frame, steps) for steps in chosen.ladders}
             proposed = proposing.result()
         oddity = min(posterior.oddity for posterior in seen.values()) - ODDITY_OF_ORDINARY
         dirt = np.logical_and.reduce([p.best == DIRT_CLASS for p in seen.values()])
         dirt_share = float(dirt.mean())
         if oddity > 0.0:
-            answer = self._physics.detect(pixels, pixel_size_nm, bit_depth)
-            reason = answer.reason or "unlike any chip that the network knows: physics only"
-            answer = replace(answer, in_distribution=False, reason=reason)
+            answer = proposed if is_calibrated else self._physics.detect_prepared(frame)
+            answer = _flagged(answer, "unlike any chip that the network knows: physics only")
             return FlakeView(answer, is_physics=True, oddity=oddity, dirt_share=dirt_share)
         min_area_px = self._settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
-        judge = _Judge(self._settings, wafer.calibration, background.shape_px, min_area_px)
+        judge = _Judge(self._settings, calibration, frame.background.shape_px, min_area_px)
         found: list[_Judged] = []
-        for steps in ladders:
+        for steps in chosen.ladders:
             posterior = seen[steps.material]
             theirs = [_Region.of(d) for d in proposed.detections if d.material == steps.material]
-            mine = own_regions(posterior, half, background, min_area_px)
+            mine = own_regions(posterior, frame, min_area_px)
             found += judge.judged([*theirs, *mine], posterior, steps)
         answer = replace(proposed, detections=tuple(_apart(found, is_calibrated)))
         return FlakeView(answer, is_physics=False, oddity=oddity, dirt_share=dirt_share)
 
-    def _posterior(
-        self, half: ImageRGB, background: Background, steps: Ladder, full_scale: float
-    ) -> Posterior:
-        planes = evidence(half, background, rungs_of(steps), full_scale)
+    def _posterior(self, frame: PreparedFrame, steps: Ladder) -> Posterior:
+        planes = evidence(frame.half, frame.inverse_half, rungs_of(steps), frame.full_scale)
         answer = self._engine.run(planes[None])
         if answer.shape != (1, _LOGITS + 5, *planes.shape[1:]) or not np.isfinite(answer).all():
             raise BadModel(
                 f"FlakeNet promised finite {(1, _LOGITS + 5, *planes.shape[1:])}, "
                 f"got {answer.shape}"
             )
-        return decoded(answer[0], *half.shape[:2])
+        return decoded(answer[0], *frame.half.shape[:2])
+
+
+def _flagged(answer: FlakeAnswer, reason: str) -> FlakeAnswer:
+    """Not in distribution, for this reason unless there is another already."""
+    return replace(answer, in_distribution=False, reason=answer.reason or reason)
 
 
 def detector_that_leads(
@@ -341,12 +317,6 @@ def _without_colour(pixels: ImageRGB, bit_depth: int) -> str:
     if float((apart <= 2 ** max(bit_depth - 8, 0)).mean()) < _GREY_SHARE:
         return ""
     return "no colour: the channels are equal, and layers are counted by colour"
-
-
-def _ladders(settings: DetectorSettings, wafer: SubstrateCalibration) -> tuple[Ladder, ...]:
-    optics = settings.optics
-    optics = replace(optics, index_curves=(*optics.index_curves, *wafer.index_curves))
-    return tuple(ladder(key, wafer.calibration, optics) for key in settings.materials)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -394,14 +364,11 @@ class _Region:
         return found[0], found[1]
 
 
-def own_regions(
-    posterior: Posterior, half: ImageRGB, background: Background, min_area_px: float
-) -> list[_Region]:
+def own_regions(posterior: Posterior, frame: PreparedFrame, min_area_px: float) -> list[_Region]:
     """Connected pixels of one flake class, as the network alone would cut them."""
     is_flake = cv2.inRange(posterior.best, (1,), (DIRT_CLASS - 1,))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(is_flake, connectivity=4)
     found = []
-    inverse = background.inverse_half() if count > 1 else np.zeros((0, 0, 3), dtype=np.float32)
     for blob in range(1, count):
         left, top, w, h, area = stats[blob].tolist()
         if 4 * area < min_area_px:
@@ -416,14 +383,13 @@ def own_regions(
                 if 4 * px < min_area_px:
                     continue
                 part = (parts[y : y + high, x : x + wide] == k).astype(np.uint8)
-                found.append(_own_region(posterior, half, inverse, number, part, left + x, top + y))
+                found.append(_own_region(posterior, frame, number, part, left + x, top + y))
     return [region for region in found if region is not None]
 
 
 def _own_region(
     posterior: Posterior,
-    half: ImageRGB,
-    inverse: FloatArray,
+    frame: PreparedFrame,
     number: int,
     part: npt.NDArray[np.uint8],
     left: int,
@@ -438,7 +404,7 @@ def _own_region(
     ys, xs = np.nonzero(cv2.erode(np.pad(part, 1), _KERNEL3)[1:-1, 1:-1])
     if ys.size < _INNER_PX:
         ys, xs = np.nonzero(part)
-    ratio = half[ys + top, xs + left] * inverse[ys + top, xs + left]
+    ratio = frame.half[ys + top, xs + left] * frame.inverse_half[ys + top, xs + left]
     red, green, blue = (float(v) for v in np.median(ratio, axis=0) - 1.0)
     share = posterior.plane(number, slice(y0, y1), slice(x0, x1))
     share *= cv2.dilate(wider, _KERNEL3)

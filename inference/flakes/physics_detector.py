@@ -22,9 +22,7 @@ from inference.api import BadImage, BadModel, Calibration, Detection, FlakeAnswe
 from inference.flakes.background import (
     Background,
     coarse_flat_field,
-    estimate_background,
     largest_channel,
-    shrunk_half,
 )
 from inference.flakes.calibration import (
     Level,
@@ -34,6 +32,7 @@ from inference.flakes.calibration import (
     grouped_by_substrate,
     nominal_calibration,
 )
+from inference.flakes.frame import PreparedFrame, prepared_frame
 from inference.flakes.ladder import (
     THICKEST_NM,
     ColourTable,
@@ -248,6 +247,15 @@ def wafers_of(
     return (SubstrateCalibration(UNKNOWN_RGB, fit or nominal_calibration(settings.oxide_nm)),)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ChosenWafer:
+    """What a photograph's colours are read by."""
+
+    wafer: SubstrateCalibration
+    ladders: tuple[Ladder, ...]  # of the materials that are looked for
+    reason: str  # why its colours do not hold for the photograph, "" where they do
+
+
 class PhysicsDetector:
     """The `FlakeDetector` that counts layers by interference colours."""
 
@@ -298,34 +306,39 @@ class PhysicsDetector:
 
     def detect(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeAnswer:
         """Find flakes; raises BadImage for anything but (h, w, 3) uint8 or uint16."""
+        return self.detect_prepared(self.prepared(pixels, pixel_size_nm, bit_depth))
+
+    def prepared(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> PreparedFrame:
+        """A photograph with its substrate, as this detector expects it. Raises BadImage."""
         checked_image(pixels, pixel_size_nm, bit_depth)
-        full_scale = float(2**bit_depth - 1)
-        half = shrunk_half(pixels)
         # Only where all photographs shall look alike is there a colour to expect.
         first = self._wafers[0][0].substrate_rgb
         expected_rgb = first if len(self._wafers) == 1 and first != UNKNOWN_RGB else None
-        background = estimate_background(pixels, full_scale, expected_rgb, self._flat_field, half)
-        reason = background.reason
-        wafer, ready = min(
-            self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
-        )
-        if not reason and wafer.substrate_rgb != UNKNOWN_RGB:
-            moved = drift(background.rgb, wafer.substrate_rgb)
-            if moved.is_deviant and self._fallback is not None:
-                wafer, ready = self._fallback
-            elif moved.is_deviant:
-                reason = (
-                    f"{OTHER_LIGHT}: "
-                    f"ln(R/G) moved by {moved.red_over_green:+.2f}, "
-                    f"ln(B/G) by {moved.blue_over_green:+.2f}, ln(G) by {moved.brightness:+.2f}"
-                )
+        return prepared_frame(pixels, pixel_size_nm, bit_depth, expected_rgb, self._flat_field)
+
+    def wafer_of(self, frame: PreparedFrame) -> ChosenWafer:
+        """Which of the wafers a photograph is read by, and whether their colours hold there."""
+        wafer, ready, reason = self._chosen(frame.background)
+        return ChosenWafer(wafer, tuple(table.ladder for table in ready.tables), reason)
+
+    def detect_prepared(self, frame: PreparedFrame) -> FlakeAnswer:
+        """Find flakes on a photograph from `prepared`."""
+        background = frame.background
+        wafer, ready, moved = self._chosen(background)
+        reason = background.reason or moved
         found: list[Detection] = []
         if not background.reason:
-            seen = _looked_at(pixels, half, background, full_scale, pixel_size_nm, ready)
+            seen = _looked_at(frame, ready)
             if seen is not None:
                 sheet, terraces = seen
                 found = _detections(
-                    sheet, terraces, background, full_scale, pixel_size_nm, wafer.calibration, ready
+                    sheet,
+                    terraces,
+                    background,
+                    frame.full_scale,
+                    frame.pixel_size_nm,
+                    wafer.calibration,
+                    ready,
                 )
         return FlakeAnswer(
             detections=tuple(sorted(found, key=lambda d: -d.score)),
@@ -334,6 +347,25 @@ class PhysicsDetector:
             in_distribution=not reason,
             reason=reason,
         )
+
+    def _chosen(self, background: Background) -> tuple[SubstrateCalibration, _Prepared, str]:
+        """The wafer of a substrate's colour; why it does not hold there, "" where it does."""
+        wafer, ready = min(
+            self._wafers, key=lambda pair: substrate_distance(pair[0], background.rgb)
+        )
+        if background.reason or wafer.substrate_rgb == UNKNOWN_RGB:
+            return wafer, ready, ""
+        moved = drift(background.rgb, wafer.substrate_rgb)
+        if not moved.is_deviant:
+            return wafer, ready, ""
+        if self._fallback is not None:
+            return *self._fallback, ""
+        reason = (
+            f"{OTHER_LIGHT}: "
+            f"ln(R/G) moved by {moved.red_over_green:+.2f}, "
+            f"ln(B/G) by {moved.blue_over_green:+.2f}, ln(G) by {moved.brightness:+.2f}"
+        )
+        return wafer, ready, reason
 
 
 def calibrate(
@@ -356,14 +388,13 @@ def calibrate(
     more: list[list[Level]] = []  # that other oxides would explain
     for pixels in images:
         checked_image(pixels, pixel_size_nm, bit_depth)
-        full_scale = float(2**bit_depth - 1)
-        half = shrunk_half(pixels)
-        background = estimate_background(pixels, full_scale, None, flat, half)
+        frame = prepared_frame(pixels, pixel_size_nm, bit_depth, None, flat)
+        background = frame.background
         if background.reason:
             continue
         colours.append(background.rgb)
         for found_levels, ready in ((levels, expected), (more, searched)):
-            seen = _looked_at(pixels, half, background, full_scale, pixel_size_nm, ready)
+            seen = _looked_at(frame, ready)
             found_levels.append([] if seen is None else clean_levels(seen[1]))
     found = []
     for group in sorted(grouped_by_substrate(colours), key=len, reverse=True):
@@ -461,25 +492,26 @@ def _prepared(settings: DetectorSettings, wafer: SubstrateCalibration) -> _Prepa
     return _Prepared(settings, optics, chosen, tables, kinds.astype(np.uint8), Cuts(off=off))
 
 
-def _looked_at(
-    pixels: ImageRGB,
-    half: ImageRGB,
-    background: Background,
-    full_scale: float,
-    pixel_size_nm: float,
-    prepared: _Prepared,
-) -> tuple[Sheet, Terraces] | None:
+def _looked_at(frame: PreparedFrame, prepared: _Prepared) -> tuple[Sheet, Terraces] | None:
     """Terraces of a photograph; None where there are no candidates."""
-    height, width = pixels.shape[:2]
-    min_area_px = prepared.settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
+    height, width = frame.pixels.shape[:2]
+    background, full_scale = frame.background, frame.full_scale
+    min_area_px = prepared.settings.min_area_um2 / (frame.pixel_size_nm * 1e-3) ** 2
     least_half_px = max(int(0.02 * min_area_px), 2)
     ceiling_rgb = _FULL_SHARE * full_scale / np.asarray(background.rgb, dtype=np.float32) - 1.0
     kinds = prepared.kinds_below(ceiling_rgb)
-    boxes = candidate_boxes(half, background, prepared.cuts.off, kinds, least_half_px)
+    boxes = candidate_boxes(
+        frame.half,
+        background,
+        prepared.cuts.off,
+        kinds,
+        least_half_px,
+        inverse_half=frame.inverse_half,
+    )
     boxes = merged_boxes(boxes, width, height)
     if not boxes:
         return None
-    sheet = packed_sheet(pixels, background, boxes, full_scale)
+    sheet = packed_sheet(frame.pixels, background, boxes, full_scale)
     return sheet, find_terraces(sheet, prepared.tables, prepared.cuts)
 
 

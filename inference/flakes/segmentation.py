@@ -124,11 +124,16 @@ def candidate_boxes(
     off: float,
     kind_of_colour: npt.NDArray[np.uint8],
     least_half_px: int,
+    inverse_half: FloatImage | None = None,
 ) -> list[Box]:
-    """Boxes, in px of the photograph, around whatever might be a wanted flake."""
+    """Boxes, in px of the photograph, around whatever might be a wanted flake.
+
+    inverse_half: `background.inverse_half()`, where it is at hand.
+    """
     height, width = half.shape[:2]
     smooth = cv2.blur(half, (3, 3))
-    ratio = cv2.multiply(smooth, background.inverse_half(), dtype=cv2.CV_32F)
+    inverse = background.inverse_half() if inverse_half is None else inverse_half
+    ratio = cv2.multiply(smooth, inverse, dtype=cv2.CV_32F)
     channel_off = off / np.sqrt(3.0) if off < 0.03 else off * 0.6
     bare = cv2.inRange(ratio, (1 - channel_off,) * 3, (1 + channel_off,) * 3)
     there = np.flatnonzero(bare == 0)

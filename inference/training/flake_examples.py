@@ -58,10 +58,11 @@ def example_of(frame: LabelledFrame) -> Example | None:
     background = estimate_background(frame.pixels, full_scale, half=half)
     if background.reason:
         return None
-    if not frame.is_strange and _is_wrong(half, background.inverse_half(), frame.layers):
+    inverse_half = background.inverse_half()
+    if not frame.is_strange and _is_wrong(half, inverse_half, frame.layers):
         return None
     steps = rungs(frame.material, frame.calibration, frame.optics)
-    planes = evidence(half, background, steps, full_scale)
+    planes = evidence(half, inverse_half, steps, full_scale)
     rows, columns = 2 * planes.shape[1], 2 * planes.shape[2]
     classes = np.full((rows, columns), IGNORED, dtype=np.uint8)
     borders = np.zeros((rows, columns), dtype=np.uint8)

@@ -26,7 +26,7 @@ def shown(image, material="graphene"):
     half = shrunk_half(image)
     background = estimate_background(image, 255.0, half=half)
     assert background.reason == ""
-    return evidence(half, background, rungs(material, NOMINAL, Optics()), 255.0)
+    return evidence(half, background.inverse_half(), rungs(material, NOMINAL, Optics()), 255.0)
 
 
 @pytest.mark.parametrize("material", ["graphene", "mos2", "hbn"])
