@@ -77,6 +77,10 @@ _NAMED_LAYERS = 6
 _GREY_SHARE = 0.995  # of the pixels: equal channels there are no accident
 
 
+UNKNOWN_TO_NETWORK = "unlike any chip that the network knows"
+"""So begins the reason of an answer that is the physics' alone because the frame is odd."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
     """What the network says of one photograph, for one material, on the half-resolution grid."""
@@ -265,7 +269,7 @@ class FlakeNetDetector:
         dirt_share = float(dirt.mean())
         if oddity > 0.0:
             answer = proposed if is_calibrated else self._physics.detect_prepared(frame)
-            answer = _flagged(answer, "unlike any chip that the network knows: physics only")
+            answer = _flagged(answer, f"{UNKNOWN_TO_NETWORK}: physics only")
             return FlakeView(answer, is_physics=True, oddity=oddity, dirt_share=dirt_share)
         min_area_px = self._settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
         judge = _Judge(self._settings, calibration, frame.background.shape_px, min_area_px)
