@@ -45,6 +45,9 @@ from simulator.clock import VirtualTimeLoop
 from simulator.flake_frames import labelled_frame
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
 from simulator.sem import SemSettings, SimulatedSem
+from simulator.tem_instrument import SimulatedTem, TemInstrumentSettings
+
+_KEEPS_ANY_TIME = {"simulated_optical", "simulated_sem", "simulated_tem", "replay"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,10 @@ def open_instrument(settings: Settings, file: str) -> Instrument:
             )
         case "simulated_sem":
             return SimulatedSem(validated(SemSettings, options, file, prefix="instrument"))
+        case "simulated_tem":
+            return SimulatedTem(
+                validated(TemInstrumentSettings, options, file, prefix="instrument")
+            )
         case "replay":
             replay = validated(ReplaySettings, options, file, prefix="instrument")
             return ReplayMicroscope(replay)
@@ -137,7 +144,7 @@ def loop_factory(settings: Settings, file: str) -> Callable[[], asyncio.Abstract
     """The clock that `[run] clock` names."""
     if settings.run.clock == "real":
         return asyncio.new_event_loop
-    if settings.instrument.driver not in {"simulated_optical", "simulated_sem", "replay"}:
+    if settings.instrument.driver not in _KEEPS_ANY_TIME:
         raise BadSettings(
             file, "run.clock", repr(settings.run.clock), "'real' with a real instrument"
         )
@@ -175,6 +182,9 @@ def true_defocus_um(instrument: Instrument) -> float | None:
     """How far a simulated sample really is from focus; None: this instrument does not know."""
     if isinstance(instrument, SimulatedSem | SimulatedMicroscope):
         return instrument.truth().defocus_um
+    if isinstance(instrument, SimulatedTem):  # there the best focus is not the Gaussian one
+        truth = instrument.truth()
+        return truth.focus_z_um - truth.best_focus_z_um
     return None
 
 

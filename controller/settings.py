@@ -51,7 +51,7 @@ class InstrumentSettings(Section):
     """Which driver; every other key of the section is the driver's own."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-    driver: Literal["simulated_optical", "simulated_sem", "replay"]
+    driver: Literal["simulated_optical", "simulated_sem", "simulated_tem", "replay"]
 
     def options(self) -> dict[str, Any]:
         """The driver's own keys."""

@@ -79,6 +79,32 @@ class LensSettings(BaseModel):
         nm = 1.2 * math.sqrt(abs(self.spherical_mm) * 1e6 * wavelength_nm(self.voltage_kv))
         return -math.copysign(nm * 1e-3, self.spherical_mm)
 
+    def wanted_um(self, mode: Mode) -> float:
+        """The defocus that an operator wants: Scherzer's, or the one of the narrowest probe.
+
+        The probe's takes from chi, in the mean over the aperture, what Cs adds.
+        """
+        if mode == "hrtem":
+            return self.scherzer_um
+        return -0.5 * self.spherical_mm * 1e-3 * self.probe_mrad**2
+
+    def half_angle_mrad(self, mode: Mode, pixel_size_nm: float) -> float:
+        """Of the cone that one point of the image is made of.
+
+        HRTEM: as wide as aperture, spread of focus (down to e^-2) and pixels let through.
+        """
+        if mode == "haadf":
+            return self.probe_mrad
+        length_nm = wavelength_nm(self.voltage_kv)
+        spread_nm = math.sqrt(0.5 * math.pi * length_nm * 1e3 * self.focal_spread_um)
+        finest_nm = max(1e3 * length_nm / self.aperture_mrad, spread_nm, 2.0 * pixel_size_nm)
+        return 1e3 * length_nm / finest_nm
+
+    def depth_of_field_um(self, mode: Mode, pixel_size_nm: float) -> float:
+        """Total: max(pixel, lambda / angle) / angle."""
+        angle = 1e-3 * self.half_angle_mrad(mode, pixel_size_nm)
+        return 1e-3 * max(pixel_size_nm, wavelength_nm(self.voltage_kv) / angle) / angle
+
 
 class CameraSettings(BaseModel):
     """From electrons to numbers."""
@@ -203,10 +229,13 @@ class Tem:
         y_nm: float = 0.0,
         mode: Mode = "hrtem",
         dose_e_per_a2: float | None = None,
+        moving_nm: tuple[float, float] | None = None,
     ) -> Shot:
         """One frame about the sample's point (x, y), before what drift has done to it by then.
 
         number: decides noise, drift and where the adatoms are. dose_e_per_a2: None: the settings'.
+        moving_nm: how far the sample moves to the right and up while the frame is taken; None: as
+        far as drift has it.
         """
         settings = self.settings
         drift_x, drift_y = self.drift_nm(number)
@@ -223,7 +252,10 @@ class Tem:
                 self._hrtem(seen, defocus_um, stig_um) * np.float32(dose_e), rng
             )
         else:
-            signal = self._haadf(seen, defocus_um, stig_um, number, rng) * np.float32(dose_e)
+            if moving_nm is None:
+                after_x, after_y = self.drift_nm(number + 1)
+                moving_nm = after_x - drift_x, after_y - drift_y
+            signal = self._haadf(seen, defocus_um, stig_um, moving_nm, rng) * np.float32(dose_e)
             clean, noisy = signal, rng.poisson(signal).astype(np.float32)
         clean.flags.writeable = noisy.flags.writeable = False
         side_nm = (
@@ -277,8 +309,10 @@ class Tem:
     def drift_nm(self, number: int) -> tuple[float, float]:
         """How far the sample has moved to the right and up by frame `number`."""
         settings = self.settings
-        rng = np.random.default_rng([settings.seed, 4])
-        unrest = settings.unrest_nm * rng.standard_normal((number, 2)).sum(axis=0)
+        unrest = np.zeros(2)
+        if settings.unrest_nm > 0.0:
+            rng = np.random.default_rng([settings.seed, 4])
+            unrest = settings.unrest_nm * rng.standard_normal((number, 2)).sum(axis=0)
         drift_x, drift_y = settings.drift_nm_per_frame
         return number * drift_x + float(unrest[0]), number * drift_y + float(unrest[1])
 
@@ -317,7 +351,7 @@ class Tem:
         atoms: Atoms,
         defocus_um: float,
         stig_um: tuple[float, float],
-        number: int,
+        moving_nm: tuple[float, float],
         rng: np.random.Generator,
     ) -> Image:
         """Electrons a pixel that the annulus takes, per electron that comes in."""
@@ -341,11 +375,10 @@ class Tem:
         spectrum *= np.exp(-2.0 * np.pi**2 * blur * (kx**2 + ky**2))
         # Row by row, at the places that the scan really visits while the sample moves on.
         rows, margin = settings.height_px, self._margin_px
-        after, now = self.drift_nm(number + 1), self.drift_nm(number)
         share = np.arange(rows)[:, None] / rows
-        along_px = share * ((now[0] - after[0]) / pixel_nm)
+        along_px = share * (-moving_nm[0] / pixel_nm)
         along_px = along_px + settings.row_jitter_px * rng.standard_normal((rows, 1))
-        down_px = np.arange(rows)[:, None] + margin + share * ((after[1] - now[1]) / pixel_nm)
+        down_px = np.arange(rows)[:, None] + margin + share * (moving_nm[1] / pixel_nm)
         down = np.exp(2j * np.pi * down_px * np.fft.fftfreq(self._padded_px[0])[None, :])
         moved = (down @ spectrum) * np.exp(
             2j * np.pi * along_px * np.fft.fftfreq(self._padded_px[1])[None, :]

@@ -36,6 +36,8 @@ from simulator.optical_microscope import (
     View,
 )
 from simulator.sem import FrameSettings, SemSettings, SimulatedSem
+from simulator.tem_instrument import FrameSettings as TemFrameSettings
+from simulator.tem_instrument import SimulatedTem, TemInstrumentSettings
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ def scanned(folder: Path) -> AbstractAsyncContextManager[Instrument]:
     return SimulatedSem(SemSettings(frame=FrameSettings(height_px=60, width_px=96)))
 
 
+def transmitted(folder: Path) -> AbstractAsyncContextManager[Instrument]:
+    frame = TemFrameSettings(height_px=60, width_px=96)
+    return SimulatedTem(TemInstrumentSettings(frame=frame))
+
+
 def replay(folder: Path, speed_um_per_s: float | None = None) -> ReplayMicroscope:
     random = np.random.default_rng(3)
     for number in range(4):
@@ -81,6 +88,7 @@ def replay(folder: Path, speed_um_per_s: float | None = None) -> ReplayMicroscop
 CASES = [
     Case("simulated", simulated, VirtualTimeLoop, reach_um=500, lift_um=200, halt_within_s=0.2),
     Case("simulated SEM", scanned, VirtualTimeLoop, reach_um=500, lift_um=200, halt_within_s=0.2),
+    Case("simulated TEM", transmitted, VirtualTimeLoop, reach_um=5, lift_um=2, halt_within_s=0.2),
     Case("replay", replay, None, reach_um=80, lift_um=20, halt_within_s=0.1),
     Case(
         "replay that takes its time",
