@@ -19,7 +19,7 @@ from shapely.geometry import Polygon
 
 import inference
 from controller.errors import BadSettings
-from controller.eyes import MakeDetector, SearchEyes
+from controller.eyes import MakeDetector, SearchEyes, of_its_own_mind
 from controller.focusing.few_frames import FewFrames
 from controller.processes import processes
 from controller.record import rundir
@@ -29,7 +29,7 @@ from controller.settings import InferenceSettings, Settings, validated
 from drivers.api import Instrument, Pixels
 from drivers.replay import ReplayMicroscope, ReplaySettings
 from inference.api import ModelError, NoEngine
-from inference.engine import Engine
+from inference.engine import Engine, load_card
 from inference.engine_cache import EngineCache, default_folder
 from inference.flakes.flakenet import FlakeNetDetector, detector_that_leads
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, checked_image
@@ -39,6 +39,7 @@ from inference.focus.gradient import GradientSharpness
 from inference.focus.likelihood import Prior
 from inference.focus.parabola import InverseParabola
 from inference.onnx_engine import OnnxEngine, onnxruntime_here
+from inference.openvino_engine import OpenVinoEngine, openvino_here
 from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
 from inference.training.flake_examples import Example, example_of
 from simulator.clock import VirtualTimeLoop
@@ -220,15 +221,18 @@ class EngineFound:
 
 def engines() -> tuple[EngineFound, ...]:
     """Every runtime that is known, the preferred first."""
-    try:
-        tensorrt = EngineFound("TensorRT", tensorrt_here())
-    except NoEngine as error:
-        tensorrt = EngineFound("TensorRT", "", str(error))
-    try:
-        onnx = EngineFound("onnxruntime", onnxruntime_here())
-    except NoEngine as error:
-        onnx = EngineFound("onnxruntime", "", str(error))
-    return tensorrt, onnx
+    known = (
+        ("TensorRT", tensorrt_here),
+        ("OpenVINO", openvino_here),
+        ("onnxruntime", onnxruntime_here),
+    )
+    found = []
+    for name, here in known:
+        try:
+            found.append(EngineFound(name, here()))
+        except NoEngine as error:
+            found.append(EngineFound(name, "", str(error)))
+    return tuple(found)
 
 
 def models() -> tuple[Path, ...]:
@@ -243,19 +247,35 @@ def open_engine(
     *,
     cache: Path | None = None,
 ) -> Engine:
-    """A network, ready to run; `say` hears why a GPU that is there is not used.
+    """A network, ready to run; `say` hears why a faster engine that is there is not used.
 
     cache: where built engines are kept; None: in the user's own caches. Raises NoEngine, BadModel.
     """
     kept = EngineCache(cache or default_folder())
-    if wanted.engine == "tensorrt":
-        return TensorRTEngine(model, kept)
-    if wanted.engine == "auto" and engines()[0].version:
+    match wanted.engine:
+        case "tensorrt":
+            return TensorRTEngine(model, kept)
+        case "openvino":
+            return OpenVinoEngine(model)
+        case "onnx":
+            return OnnxEngine(model)
+        case "auto":
+            pass
+    tensorrt, openvino, _ = engines()
+    if tensorrt.version:
         try:
             return TensorRTEngine(model, kept)
         except ModelError as error:
             if say is not None:
-                say(f"{model.stem}: onnxruntime instead of TensorRT, because {error}")
+                say(f"{model.stem}: not on TensorRT, because {error}")
+    if openvino.version:
+        try:
+            # At float32 OpenVINO is no faster than onnxruntime, which every installation has.
+            if load_card(model).precision != "float32":
+                return OpenVinoEngine(model)
+        except ModelError as error:
+            if say is not None:
+                say(f"{model.stem}: not on OpenVINO, because {error}")
     return OnnxEngine(model)
 
 
@@ -293,7 +313,11 @@ def flake_detector(
     if wanted.flakes == "network":
         message = "the network is not in inference/weights: scopeloop train flakes makes it"
         raise NoEngine(message)
-    return PhysicsDetector
+    if engine is None:
+        return PhysicsDetector, (PhysicsDetector,)
+    network: MakeDetector = partial(FlakeNetDetector, engine)
+    leader = network if wanted.flakes == "network" else partial(detector_that_leads, engine)
+    return leader, (PhysicsDetector, of_its_own_mind(network))
 
 
 def few_frames(

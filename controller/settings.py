@@ -118,11 +118,41 @@ class FocusSettings(Section):
 class InferenceSettings(Section):
     """Which networks look, and what runs them."""
 
-    # auto: TensorRT where a GPU and a package for it are there, else onnxruntime.
-    engine: Literal["auto", "tensorrt", "onnx"] = "auto"
+    # auto: TensorRT where a GPU and a package for it are there; OpenVINO for a model that bears
+    # coarser arithmetic; else onnxruntime.
+    engine: Literal["auto", "tensorrt", "openvino", "onnx"] = "auto"
     # network: FlakeNet with the physics; physics: thin-film contrast alone; auto: the physics where
     # its calibration holds, else FlakeNet.
     flakes: Literal["auto", "network", "physics"] = "auto"
+
+
+class RestoreSettings(Section):
+    """Frames without their noise: in the live view, and on request before focus and detection."""
+
+    # off: raw frames only. auto: the live network where its weights are, else the classical filter
+    # of least estimated error on each frame. Networks pass a guard, or the best filter stands in.
+    method: Literal[
+        "off",
+        "auto",
+        "live",
+        "quality",
+        "radial_wiener",
+        "local_wiener",
+        "nlm",
+        "gaussian",
+    ] = "auto"
+    recursive: bool = True  # what stands still is averaged over frames, drift followed
+    # What a network adds is asked of half of the counts every so many frames: it costs two more.
+    twin_test_every_frames: int = Field(default=16, ge=1, le=100_000)
+    before_focus: bool = False
+    before_detection: bool = False
+
+    @model_validator(mode="after")
+    def _somebody_restores(self) -> RestoreSettings:
+        if self.method == "off" and (self.before_focus or self.before_detection):
+            msg = "method must not be \"off\" where before_focus or before_detection is true"
+            raise ValueError(msg)
+        return self
 
 
 class OverviewSettings(Section):
@@ -193,6 +223,7 @@ class Settings(Section):
     camera: CameraSettings = CameraSettings()
     focus: FocusSettings = FocusSettings()
     inference: InferenceSettings = InferenceSettings()
+    restore: RestoreSettings = RestoreSettings()
     overview: OverviewSettings = OverviewSettings()
     scan: ScanSettings = ScanSettings()
     detector: dict[str, Any] = Field(default_factory=dict)

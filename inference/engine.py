@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inference.api import BadModel
+
+# int8: the file itself says which numbers are integers; the others are float32.
+Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 
 class Tensor(BaseModel):
@@ -42,6 +45,8 @@ class Card(BaseModel):
     training_data: str
     figures: dict[str, float]
     licence: str
+    # The coarsest arithmetic that its own figures were seen to bear.
+    precision: Precision = "float32"
 
 
 class Engine(Protocol):

@@ -41,6 +41,11 @@ def machine(monkeypatch):
         monkeypatch.setattr(app, "onnxruntime_here", lacks)
         monkeypatch.setattr(app, "OnnxEngine", lacks)
 
+    def lacks_openvino():
+        raise NoEngine("openvino is not installed")
+
+    monkeypatch.setattr(app, "openvino_here", lacks_openvino)
+
     class Machine:
         pass
 
@@ -72,11 +77,24 @@ def test_the_processor_where_there_is_none(machine, said):
         app.open_network("aenet", TENSORRT, said.append)
 
 
+def test_openvino_for_what_bears_coarser_arithmetic(machine, monkeypatch, said):
+    machine.without_gpu()
+    monkeypatch.setattr(app, "openvino_here", lambda: "2026.4")
+    monkeypatch.setattr(app, "OpenVinoEngine", lambda model: f"openvino runs {model.stem}")
+    assert "onnxruntime" in app.open_network("aenet", AUTO, said.append).describe()
+    wanted = InferenceSettings(engine="openvino")
+    assert app.open_network("aenet", wanted) == "openvino runs aenet"
+    card = app.load_card(app.models()[0]).model_copy(update={"precision": "bfloat16"})
+    monkeypatch.setattr(app, "load_card", lambda model: card)
+    assert app.open_network("aenet", AUTO, said.append) == "openvino runs aenet"
+    assert not said
+
+
 @pytest.mark.parametrize("error", [NoEngine("no kernels for H100"), BadModel("no Frobnicate")])
 def test_a_gpu_that_does_not_serve_is_said(machine, said, error):
     machine.with_gpu(error)
     assert "onnxruntime" in app.open_network("aenet", AUTO, said.append).describe()
-    assert said == [f"aenet: onnxruntime instead of TensorRT, because {error}"]
+    assert said == [f"aenet: not on TensorRT, because {error}"]
     with pytest.raises(type(error), match=str(error)):
         app.open_network("aenet", TENSORRT, said.append)
 
@@ -126,7 +144,7 @@ def test_sweeps_alone_need_no_network(machine):
 
 def test_engines_say_what_they_lack(machine):
     machine.without_gpu()
-    tensorrt, onnx = app.engines()
+    tensorrt, _, onnx = app.engines()
     assert (tensorrt.version, tensorrt.lack) == ("", "no NVIDIA driver here")
     assert onnx.version.endswith("CPU")
     assert not onnx.lack

@@ -15,7 +15,11 @@ def rows(monkeypatch):
     """What is measured, by name, on a machine whose TensorRT is `tensorrt(model)`."""
 
     def measured(tensorrt):
+        def lacks(model):
+            raise NoEngine("openvino is not installed")
+
         monkeypatch.setattr(app, "TensorRTEngine", lambda model, cache: tensorrt(model))
+        monkeypatch.setattr(app, "OpenVinoEngine", lacks)
         return {row.name: row for row in engines.measure(quick=True, seed=1)}
 
     return measured
