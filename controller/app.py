@@ -159,8 +159,10 @@ def eyes(
     aenet = None
     if settings.focus.method == "few_frames":
         aenet = AENet(open_network("aenet", settings.inference, say))
-    make_detector = flake_detector(settings.inference, say)
-    return SearchEyes(detector, make_detector, GradientSharpness(), InverseParabola(), aenet)
+    leader, everyone = flake_detectors(settings.inference, say)
+    return SearchEyes(
+        detector, leader, GradientSharpness(), InverseParabola(), aenet, tuple(everyone)
+    )
 
 
 def true_terraces(instrument: Instrument) -> tuple[TruthTerrace, ...] | None:
@@ -303,14 +305,18 @@ def flake_detector(
     wanted: InferenceSettings, say: Callable[[str], None] | None = None
 ) -> MakeDetector:
     """FlakeNet, the physics, or whichever leads. Raises NoEngine, BadModel."""
-    if wanted.flakes == "physics":
-        return PhysicsDetector
-    engine = open_network("flakenet", wanted, say)
-    if engine is not None and wanted.flakes == "auto":
-        return partial(detector_that_leads, engine)
-    if engine is not None:
-        return partial(FlakeNetDetector, engine)
-    if wanted.flakes == "network":
+    return flake_detectors(wanted, say)[0]
+
+
+def flake_detectors(
+    wanted: InferenceSettings, say: Callable[[str], None] | None = None
+) -> tuple[MakeDetector, tuple[MakeDetector, ...]]:
+    """Who leads, and everyone who may be asked after the run. Raises NoEngine, BadModel.
+
+    Who asks for the physics hears nobody else.
+    """
+    engine = None if wanted.flakes == "physics" else open_network("flakenet", wanted, say)
+    if engine is None and wanted.flakes == "network":
         message = "the network is not in inference/weights: scopeloop train flakes makes it"
         raise NoEngine(message)
     if engine is None:

@@ -7,7 +7,7 @@ and for which lens, is decided here from what was handed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -28,6 +28,27 @@ Calibrations: TypeAlias = Calibration | Sequence[SubstrateCalibration] | None
 MakeDetector: TypeAlias = Callable[[DetectorSettings, Calibrations], FlakeDetector]
 
 
+def of_its_own_mind(make: MakeDetector) -> MakeDetector:
+    """A network that judges for itself.
+
+    One that is told of a sure calibration leaves outlines and layer numbers to the physics. For a
+    second opinion it is given the same colours, and told that nobody is sure of them.
+    """
+
+    def made(settings: DetectorSettings, calibrations: Calibrations) -> FlakeDetector:
+        if calibrations is None:
+            return make(settings, None)
+        if isinstance(calibrations, Calibration):
+            return make(settings, replace(calibrations, confidence=0.0))
+        doubted = [
+            replace(wafer, calibration=replace(wafer.calibration, confidence=0.0))
+            for wafer in calibrations
+        ]
+        return make(settings, doubted)
+
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class SearchEyes:
     """`controller.search.ports.Eyes`, made of what the composition root chose."""
@@ -37,6 +58,7 @@ class SearchEyes:
     sharpness: SharpnessMeasure
     estimator: FocusEstimator
     aenet: AENet | None  # None: focus by sweeps alone
+    everyone: tuple[MakeDetector, ...] = ()  # who is asked once the run is over
 
     def _for(self, objective: Objective) -> DetectorSettings:
         return self.settings.model_copy(update={"numerical_aperture": objective.numerical_aperture})
@@ -45,15 +67,26 @@ class SearchEyes:
         self, objective: Objective, calibrations: Sequence[CalibrationFitted]
     ) -> FlakeDetector:
         """The colours that this lens should show, under the fitted or the nominal calibration."""
+        return self._made(self.make_detector, objective, calibrations)
+
+    def everybody(
+        self, objective: Objective, calibrations: Sequence[CalibrationFitted]
+    ) -> tuple[FlakeDetector, ...]:
+        """Every detector that there is, each as `detector` would make it if it led alone."""
+        return tuple(self._made(make, objective, calibrations) for make in self.everyone)
+
+    def _made(
+        self, make: MakeDetector, objective: Objective, calibrations: Sequence[CalibrationFitted]
+    ) -> FlakeDetector:
         settings = self._for(objective)
         if not calibrations:
-            return self.make_detector(settings, None)
+            return make(settings, None)
         fitted = [wafer_of(fact) for fact in calibrations]
         if objective.name != calibrations[0].objective:
             # Another lens shows the bare substrate a little differently: no drift to look for.
             settings = _explaining(settings, calibrations[0])
-            return self.make_detector(settings, fitted[0].calibration)
-        return self.make_detector(settings, fitted)
+            return make(settings, fitted[0].calibration)
+        return make(settings, fitted)
 
     def calibrate(
         self, images: Sequence[Pixels], objective: Objective, bit_depth: int

@@ -23,6 +23,7 @@ ShotKind: TypeAlias = Literal["overview", "focus", "tile", "revisit"]
 Phase: TypeAlias = Literal["overview", "focus", "scan", "revisit", "report"]
 FocusPurpose: TypeAlias = Literal["overview", "seed", "track", "revisit"]
 Outcome: TypeAlias = Literal["complete", "stopped", "failed"]
+Difference: TypeAlias = Literal["existence", "material", "layers", "area"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +314,27 @@ FACT: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Discriminator("kind")])
 
 
 @dataclass(frozen=True, slots=True)
+class SecondReading:
+    """What another detector than the one that led says of a catalogue entry, on one tile.
+
+    Asked after the run, of the entries that the report shows on cards.
+    """
+
+    detector: str  # whose reading this is: "physics", "flakenet"
+    leader: str  # whose reading the catalogue follows there
+    tile: int
+    reason: str = ""  # why it has none; "" where it has
+    differs: tuple[Difference, ...] = ()  # (): they agree, or there is a reason
+    material: str = ""
+    layers: int = 0  # 0: it sees no such terrace
+    probability: float = 0.0
+    area_um2: float = 0.0  # within the tile
+    area_ratio: float = 0.0  # over the entry's own area within the tile
+    outline_um: Ring = ()
+    holes_um: tuple[Ring, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogueEntry:
     """One terrace of the finished catalogue: merged across tiles, ranked, perhaps revisited."""
 
@@ -340,3 +362,4 @@ class CatalogueEntry:
     revisit: Revisited | None  # None: not revisited
     # Holds 95 % of the probability; None: nobody worked it out.
     thickness_interval_nm: tuple[float, float] | None = None
+    second: SecondReading | None = None  # None: nobody else was asked

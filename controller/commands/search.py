@@ -123,6 +123,7 @@ def _search(run: rundir.RunDir, chosen: SetUp, console: Console) -> int:
                         report_ladders(chosen.detector, state),
                         None if terraces is None else truth,
                         progress.note,
+                        eyes.everybody,
                     )
         except KeyboardInterrupt:
             _say_how_to_go_on(console, run)

@@ -17,19 +17,28 @@ import numpy.typing as npt
 
 from controller.focusing.surface import FocusPoint, FocusSurface
 from controller.geometry import CameraGeometry, axis_point_um, stage_to_pixel
-from controller.messages import CatalogueEntry, Exposed, PhaseStarted, RunFinished, ShotKind
+from controller.messages import (
+    CatalogueEntry,
+    ChipFound,
+    Exposed,
+    PhaseStarted,
+    Ring,
+    RunFinished,
+    ShotKind,
+)
 from controller.record.catalogue import write_catalogue
 from controller.record.frames import FrameStore
 from controller.record.rundir import RunDir
 from controller.search.colours import write_colours
 from controller.search.entries import catalogue_of
-from controller.search.exports import KeptImage, write_exports
+from controller.search.exports import KeptImage, stage_to_chip_um, write_exports
 from controller.search.mosaic import Mosaic, MosaicBuilder, write_mosaic
 from controller.search.report import (
     Crop,
     Download,
     EntryCrops,
     Ladder,
+    LoneTerrace,
     MapImage,
     PhaseTime,
     ReportContent,
@@ -39,6 +48,7 @@ from controller.search.report import (
     TruthRow,
     write_report,
 )
+from controller.search.second_look import Everybody, LoneReading, OtherEyes, second_look
 from controller.search.state import SearchState
 from controller.settings import Settings
 from drivers.api import Objective, Pose
@@ -49,6 +59,7 @@ _CROP_PX = 420  # a card's picture, at most
 _CROP_MARGIN = 1.5  # of the terrace's own size
 _LEAST_CROP_UM = 60.0
 _SURFACE_POINTS = 41
+_MOST_ALONE = 24  # terraces that only the second look saw, with a picture each
 _LIGHT_TOLD = 5  # changes of the light that the report names one by one
 
 
@@ -62,15 +73,24 @@ def conclude(
     ladders: Sequence[Ladder],
     truth: Callable[[tuple[CatalogueEntry, ...]], tuple[TruthRow, ...]] | None = None,
     note: Callable[[str], None] = lambda _: None,
+    everybody: Everybody | None = None,
 ) -> tuple[CatalogueEntry, ...]:
     """Write catalogue, map, exports and report into the run's folder; returns the catalogue.
 
     truth: how a simulated run did, asked once the catalogue stands; None: a real sample.
+    everybody: who may read the cards' flakes a second time; None: nobody does.
     """
     entries = catalogue_of(state, settings.wanted)
     by_name = {objective.name: objective for objective in objectives}
     camera = settings.camera
     geometry = CameraGeometry(camera.rotation_deg, camera.flip_x, camera.flip_y)
+    most = settings.report.max_cards
+    alone: tuple[LoneReading, ...] = ()
+    if everybody is not None:
+        note("asking the other detector")
+        other = OtherEyes(state, frames, by_name, geometry, everybody)
+        looked = second_look(entries, _worth_a_card(entries, most), state, settings.wanted, other)
+        entries, alone = looked.entries, looked.alone[:_MOST_ALONE]
     write_catalogue(run.journal_path, entries)
     note("stitching the map")
     pictures = _Pictures(state, frames, by_name, geometry, shape_px)
@@ -96,7 +116,8 @@ def conclude(
         instrument_time_s=_last_known_s(state),
         wanted=wanted_in_words(settings),
         entries=entries,
-        crops=pictures.crops(_worth_a_card(entries, settings.report.max_cards)),
+        crops=pictures.crops(_worth_a_card(entries, most)),
+        alone=pictures.lone(alone, state.chip),
         chip=state.chip,
         mosaic=None
         if mosaic is None
@@ -313,11 +334,31 @@ class _Pictures:
             if pixels is None:
                 continue
             for entry in shown:
-                scans[entry.entry_id] = self._crop(pixels, "tile", tile, entry)
+                at = (entry.stage_x_um, entry.stage_y_um)
+                scans[entry.entry_id] = self._crop(pixels, "tile", tile, entry.outline_um, at)
         return tuple(
             EntryCrops(entry.entry_id, scans.get(entry.entry_id), self._revisit_crop(entry))
             for entry in entries
         )
+
+    def lone(
+        self, readings: Sequence[LoneReading], chip: ChipFound | None
+    ) -> tuple[LoneTerrace, ...]:
+        """What only the second look saw, each with a picture."""
+        found = []
+        for lone in readings:
+            pixels = self._eight_bit("tile", lone.tile)
+            at = (lone.stage_x_um, lone.stage_y_um)
+            crop = None
+            if pixels is not None:
+                crop = replace(
+                    self._crop(pixels, "tile", lone.tile, lone.piece.outline_um, at),
+                    outline_um=lone.piece.outline_um,
+                    holes_um=lone.piece.holes_um,
+                )
+            chip_um = None if chip is None else stage_to_chip_um(chip, [at])[0]
+            found.append(LoneTerrace(lone.detector, lone.leader, lone.piece, at, chip_um, crop))
+        return tuple(found)
 
     def _best_tile(self, entry: CatalogueEntry) -> int:
         """The tile whose middle is nearest to the entry."""
@@ -347,7 +388,7 @@ class _Pictures:
             )
             if near is not None:
                 outline, holes = near.outline_um, near.holes_um
-        crop = self._crop(pixels, "revisit", entry.revisit.shot_index, entry, at)
+        crop = self._crop(pixels, "revisit", entry.revisit.shot_index, entry.outline_um, at)
         return Crop(
             crop.pixels,
             crop.pixel_size_nm,
@@ -371,14 +412,15 @@ class _Pictures:
         pixels: RGB8,
         shot: ShotKind,
         index: int,
-        entry: CatalogueEntry,
-        at_um: tuple[float, float] | None = None,
+        outline_um: Ring,
+        at_um: tuple[float, float],
     ) -> Crop:
+        """A square around `at_um` that holds the outline."""
         exposed = self._state.exposed[shot, index]
         objective = self._objectives[exposed.objective]
         um_per_px = exposed.pixel_size_nm * 1e-3
-        x_um, y_um = at_um or (entry.stage_x_um, entry.stage_y_um)
-        ring = np.array(entry.outline_um)
+        x_um, y_um = at_um
+        ring = np.array(outline_um)
         size_um = max(float(np.ptp(ring, axis=0).max()) * _CROP_MARGIN, _LEAST_CROP_UM)
         h_px, w_px = pixels.shape[:2]
         col, row = stage_to_pixel(

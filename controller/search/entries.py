@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from controller.messages import CatalogueEntry, ChipFound, Ring
+from controller.messages import Analysed, CatalogueEntry, ChipFound, Ring
 from controller.search.exports import stage_to_chip_um
 from controller.search.merging import BoxUm, Terrace, merge, terrace_piece
 from controller.search.ranking import Ranking, rank
 from controller.search.state import SearchState
 from controller.settings import WantedSettings
+from inference.flakes.flakenet import UNKNOWN_TO_NETWORK
 
 
 def tile_boxes_um(state: SearchState) -> dict[int, BoxUm]:
@@ -54,7 +55,7 @@ def catalogue_of(state: SearchState, wanted: WantedSettings) -> tuple[CatalogueE
     pieces = [
         converted
         for (shot, index), seen in sorted(state.analysed.items())
-        if shot == "tile" and seen.in_distribution
+        if shot == "tile" and _is_read(seen)
         for piece in seen.pieces
         if (converted := terrace_piece(index, piece, seen.sharpness)) is not None
     ]
@@ -78,6 +79,15 @@ def catalogue_of(state: SearchState, wanted: WantedSettings) -> tuple[CatalogueE
             zip(numbered, rankings, strict=True), start=1
         )
     )
+
+
+def _is_read(seen: Analysed) -> bool:
+    """Whether what was seen there counts.
+
+    Where the network does not know a frame, the physics answered, whose colours hold; where these
+    do not hold either, another reason is given first.
+    """
+    return seen.in_distribution or seen.reason.startswith(UNKNOWN_TO_NETWORK)
 
 
 def _entry(

@@ -160,6 +160,7 @@ def coco(entries: Sequence[CatalogueEntry], images: Sequence[KeptImage]) -> Json
                         "thickness_nm": _finite(entry.thickness_nm),
                         "thickness_interval_nm": entry.thickness_interval_nm,
                         "area_um2": _finite(entry.area_um2),
+                        **{k: v for k, v in _second_reading(entry).items() if v != ""},
                     },
                 }
             )
@@ -439,9 +440,31 @@ def _csv_row(entry: CatalogueEntry, chip: ChipFound) -> dict[str, object]:
         "revisit_layers": "" if revisit is None else revisit.layers,
         "revisit_probability": "" if revisit is None else revisit.probability,
         "revisit_area_um2": "" if revisit is None else revisit.area_um2,
+        **_second_reading(entry),
         "outline_chip_um": _wkt(entry, chip),
     }
     return {name: _cell(value) for name, value in values.items()}
+
+
+def _second_reading(entry: CatalogueEntry) -> dict[str, object]:
+    """What the detector says that did not lead; empty where none was asked.
+
+    `detectors_differ`: "no", or in what ("existence": it sees no such terrace).
+    """
+    second = entry.second
+    if second is None:
+        names = ("detector", "other_detector", "detectors_differ", "other_layers")
+        return dict.fromkeys((*names, "other_probability", "other_area_um2"), "")
+    is_seen = second.layers > 0
+    differ = second.reason or " ".join(second.differs) or "no"
+    return {
+        "detector": second.leader,
+        "other_detector": second.detector,
+        "detectors_differ": differ,
+        "other_layers": second.layers if is_seen else "",
+        "other_probability": second.probability if is_seen else "",
+        "other_area_um2": second.area_um2 if is_seen else "",
+    }
 
 
 def _cell(value: object) -> object:

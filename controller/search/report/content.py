@@ -18,6 +18,7 @@ from controller.messages import (
     CommandRefused,
     FocusMeasured,
     FramesMissing,
+    Piece,
     PlannedTile,
     Ring,
     RunFinished,
@@ -61,6 +62,18 @@ class EntryCrops:
     entry_id: int
     scan: Crop | None  # None: no picture was kept
     revisit: Crop | None  # None: not revisited, or no picture was kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoneTerrace:
+    """A wanted terrace that only the detector saw that did not lead there."""
+
+    detector: str
+    leader: str
+    piece: Piece
+    stage_um: tuple[float, float]
+    chip_um: tuple[float, float] | None  # None: no chip outline was found
+    crop: Crop | None  # None: no picture was kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +153,7 @@ class ReportContent:
     wanted: str  # what the user asked for, in words
     entries: tuple[CatalogueEntry, ...]
     crops: tuple[EntryCrops, ...] = ()
+    alone: tuple[LoneTerrace, ...] = ()
     chip: ChipFound | None = None  # None: no outline was found
     mosaic: MapImage | None = None  # None: no tile was saved
     calibration: CalibrationFitted | None = None  # None: the nominal optics were used

@@ -106,7 +106,7 @@
     const f = form.elements, layers = new Set($$("[name=layers]:checked", form).map((b) => Number(b.value)));
     const passes = (e) => (!f.material.value || e.material === f.material.value) && layers.has(Math.min(Math.max(e.layers, 1), 5))
       && (e.area ?? 0) >= (Number(f.area.value) || 0) && 100 * (e.probability ?? 0) >= (Number(f.probability.value) || 0)
-      && (!f.wanted.checked || e.rank !== null) && (!f.revisited.checked || e.revisited);
+      && (!f.wanted.checked || e.rank !== null) && (!f.revisited.checked || e.revisited) && (!f.differs?.checked || e.differs);
     const down = sortKey.startsWith("-") ? -1 : 1, key = sortKey.replace("-", "");
     const sorted = entries.slice().sort((a, b) => {
       const x = a[key], y = b[key];

@@ -33,6 +33,7 @@ from controller.search.report.flakes import (
     entries_json,
     filters_form,
     gallery_section,
+    lone_section,
     map_extent,
     map_section,
     table_section,
@@ -46,6 +47,7 @@ BOOST = 2.4  # how much the enhanced view stretches contrast about the substrate
 NAVIGATION = (
     ("map", "Map"),
     ("flakes", "Flakes"),
+    ("lone", "Seen by one"),
     ("table", "Table"),
     ("truth", "Truth"),
     ("focus", "Focus"),
@@ -227,6 +229,7 @@ def report_html(content: ReportContent) -> str:
         filters_form(content),
         map_section(content, extent, card_ids),
         gallery_section(content, shown),
+        lone_section(content),
         table_section(content, card_ids),
         truth_section(content.truth),
         focus_section(content, extent),

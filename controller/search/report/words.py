@@ -91,6 +91,11 @@ def percent(ratio: float) -> str:
     return f"{100 * ratio:.0f}{NNBSP}%"
 
 
+def detector_name(key: str) -> str:
+    """A detector as a heading."""
+    return {"physics": "Physics", "flakenet": "FlakeNet"}.get(key, key)
+
+
 def terms(rows: Sequence[tuple[str, str]]) -> str:
     """A list of names and values, both already safe."""
     return "<dl class=terms>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows) + "</dl>"
