@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,51 @@ class Restorer(Protocol):
     def name(self) -> str: ...
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """noise: None to estimate it from the frame. Raises BadImage for what is no frame."""
+        ...
+
+
+@runtime_checkable
+class MapRestorer(Protocol):
+    """A restorer that also takes noise which differs from pixel to pixel, as averages have it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def takes_sigma(self) -> bool:
+        """Whether it does today: a wrapper may or may not, by what it wraps."""
+        ...
+
+    def restore(
+        self, frame: Frame, noise: NoiseModel | None = None, sigma: Grey | None = None
+    ) -> Restored:
+        """sigma: (h, w), one standard deviation of each pixel, in place of the noise model's."""
+        ...
+
+
+class LiveRestorer(Protocol):
+    """Question: what is in this scene besides noise, given all frames so far? Deterministic.
+
+    Bounded memory; one stream each. Frames may drift; what changes is shown from one frame alone.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def effective_frames(self) -> float:
+        """Frames averaged, by variance; the median over the frame. 0 before the first."""
+        ...
+
+    @property
+    def drift_px(self) -> tuple[float, float]:
+        """How far the scene has moved since the last reset: to the right, and down."""
+        ...
+
+    def push(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
+        """The scene as it lies in this frame. noise: of one frame; None to estimate it."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all frames: after a move, or a change of focus, dose or magnification."""
         ...
 
 

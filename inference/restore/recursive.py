@@ -1,0 +1,552 @@
+"""A scene averaged over the frames that show it, while it drifts and while parts of it change.
+
+Each frame is registered to the scene as restored so far, shifted onto its grid by a fraction of a
+pixel, compared with it, and averaged in wherever nothing changed; the restorer then sees the
+average and is told how much noise is left in it. What decides:
+
+- Drift. The likelihood of a shift, given white noise, is the correlation of frame and restored
+  scene over the noise's variance. A filter that expects steady drift (Kalman's, of position and
+  speed) says where to look; the most probable of both is taken. A lattice is alike after each
+  period: where another shift is nearly as probable, nobody knows, and the average starts anew.
+- No wander of interpolation. The scene lies on a grid that moves by whole pixels only, so each
+  frame is interpolated once, by a windowed sinc which leaves noise white but for the highest
+  frequencies, and nothing is interpolated twice. What is shown is shifted back.
+- Change. The difference between frame and average, in units of its noise, is summed over places
+  as large as an atom and larger, in this frame and over the last ones. Where that is more than
+  noise does, the average is given up for the frame itself; so an atom that hops is shown by one
+  frame's electrons, and not as two halves. The unit is what nearly all places show, so noise that
+  is correlated and small errors of registration do not look like change.
+- A cut. A frame in which the scene isn't found, or that differs nearly everywhere, starts anew.
+
+Memory is bounded: six images. Every answer follows from the frames pushed since the last reset.
+Noise that stays where it is while the scene drifts (a gain pattern) belongs corrected before.
+
+Averaging while counting variances: R. E. Kalman, J. Basic Eng. 82 (1960) 35. The likelihood of
+shifts: C. H. Knapp, G. C. Carter, IEEE Trans. Acoust. 24 (1976) 320.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from inference.restore.api import Frame, Grey, MapRestorer, NoiseModel, Restored, Restorer, grey_of
+from inference.restore.noise import estimate_noise
+
+Vector = npt.NDArray[np.float64]  # (2,): down, to the right
+Matrix = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.uint8]  # (h, w), 0 or 1
+
+_Pixels = Annotated[float, Field(gt=0.0, le=100.0)]
+
+_REACH_PX: Final = 4  # of the interpolating kernel, to either side
+_TAPER_RATIO: Final = 0.125  # of a side, at either end
+_LARGEST_SIDE_PX: Final = 1_024  # registration bins larger frames
+_SMALLEST_SHIFT_PX: Final = 0.02  # not worth an interpolation
+_ODDS: Final = 4.0  # natural logarithm: a second shift this much less probable is ruled out
+_LEAST_AMPLITUDE: Final = 0.4  # of the scene, in a frame that is said to show it
+_SEEN_SIGMA: Final = 8.0  # a scene this strong must be found in a frame that shows it
+_SIZES_PX: Final = (1.5, 4.0)  # one sd of the places over which a change is summed
+_KEPT: Final = 0.6  # of a place's evidence, from one frame to the next
+_SURE_SIGMA: Final = 4.2  # by chance: about one place in a frame of 512 x 512
+_NEAR_SIGMA: Final = 2.8  # enough near a sure change: what hopped left a gap behind
+_NEAR_PX: Final = 12
+_CUT_RATIO: Final = 0.4  # of all pixels changed
+_TILE_PX: Final = 32
+_NOISE_EVERY_FRAMES: Final = 8
+
+
+class RecursiveSettings(BaseModel):
+    """How long to remember, and how a scene may move."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    most_frames: int = Field(default=32, ge=2, le=1_000)  # that an average may be worth
+    speed_px: _Pixels = 2.0  # of drift between two frames, before anything is known: one sd
+    unrest_px: _Pixels = 0.3  # by which a frame strays from steady drift: one sd
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scene:
+    """The average, all (h, w) float32 on one grid."""
+
+    mean: Grey
+    frames: Grey  # that each pixel is worth; 0: never seen
+    level: Grey  # restored
+    evidence: tuple[Grey, ...]  # of change, one a size, unit variance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Track:
+    """Position and speed of the scene, down and right each, and their covariance."""
+
+    place_px: Vector
+    speed_px: Vector
+    covariance: Matrix  # (4, 4): place, speed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shift:
+    """How a frame lies to a reference."""
+
+    shift_px: Vector  # of the scene in the frame: down, to the right
+    information: Matrix  # (2, 2), from the frame alone: inverse covariance, 1 / px^2
+    amplitude: float  # of the reference within the frame; 1: all of it, 0: none
+    amplitude_sigma: float
+    odds: float  # natural logarithm, over the next best; inf where there's no other
+
+
+class Recursive:
+    """Averages a stream and restores the average; see `api.LiveRestorer`."""
+
+    def __init__(self, restorer: Restorer, settings: RecursiveSettings | None = None) -> None:
+        self._restorer = restorer
+        self._settings = settings or RecursiveSettings()
+        self.reset()
+
+    @property
+    def name(self) -> str:
+        """The restorer's, and that it was given an average."""
+        return f"{self._restorer.name}_recursive"
+
+    @property
+    def effective_frames(self) -> float:
+        """Frames that the average is worth; the median over the frame. 0 before the first."""
+        return self._effective_frames
+
+    @property
+    def drift_px(self) -> tuple[float, float]:
+        """Of the scene since it was first seen: to the right, and down."""
+        return float(self._track.place_px[1]), float(self._track.place_px[0])
+
+    @property
+    def drift_sigma_px(self) -> float:
+        """One standard deviation of the last step's registration, the larger axis."""
+        return float(np.sqrt(np.linalg.eigvalsh(self._track.covariance[:2, :2]).max()))
+
+    @property
+    def restarts(self) -> int:
+        """How often the average was given up altogether: cuts, and drift that nobody knew."""
+        return self._restarts
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._scene: _Scene | None = None
+        self._noise: NoiseModel | None = None
+        self._noise_age_frames = 0
+        self._grid_px = np.zeros(2, np.int64)
+        self._scales = [1.0] * len(_SIZES_PX)  # of what a change of that size usually comes to
+        self._compared_frames = 0
+        self._effective_frames = 0.0
+        self._restarts = 0
+        self._track = self._unknown(np.zeros(2))
+
+    def push(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
+        """Take in one frame and restore the scene as it lies in it."""
+        grey = grey_of(frame)
+        model = self._noise_of(grey, noise)
+        scene = self._scene
+        if scene is None or scene.mean.shape != grey.shape:
+            if scene is not None:
+                self.reset()
+            return self._begin(grey, model, "")
+        variance = model.variance_dn2(float(cv2.mean(grey)[0]))
+        self._track = _predicted(self._track, self._settings.unrest_px)
+        scene = self._regridded(scene)
+        expected = self._track.place_px - self._grid_px
+        found = registered(
+            scene.level, grey, float(variance), expected, self._track.covariance[:2, :2]
+        )
+        strength = found.amplitude_sigma * _SEEN_SIGMA
+        if strength < 1.0 and found.amplitude < _LEAST_AMPLITUDE:
+            self._track = self._unknown(np.zeros(2))
+            return self._begin(grey, model, "another scene: averaging starts anew")
+        if found.odds < _ODDS:
+            self._track = self._unknown(self._track.place_px)
+            return self._begin(grey, model, "drift is not known: averaging starts anew")
+        self._track = _updated(self._track, found, self._grid_px)
+        scene = self._regridded(scene)
+        rest_px = self._track.place_px - self._grid_px
+        aligned = shifted(grey, -rest_px)
+        averaged = self._averaged(scene, aligned, model)
+        if averaged is None:
+            self._track = self._unknown(np.zeros(2))
+            return self._begin(grey, model, "nearly everything changed: averaging starts anew")
+        return self._shown(averaged, aligned, model, rest_px)
+
+    def _noise_of(self, grey: Grey, noise: NoiseModel | None) -> NoiseModel:
+        """Noise is a detector's: from frame to frame it stays, so it's not estimated on each."""
+        if noise is not None:
+            self._noise = noise
+        elif self._noise is None or self._noise_age_frames >= _NOISE_EVERY_FRAMES:
+            self._noise = estimate_noise(grey)
+            self._noise_age_frames = 0
+        self._noise_age_frames += 1
+        return self._noise
+
+    def _unknown(self, place_px: Vector) -> _Track:
+        sigma = self._settings.speed_px
+        return _Track(place_px, np.zeros(2), np.diag([0.0, 0.0, sigma**2, sigma**2]))
+
+    def _begin(self, grey: Grey, noise: NoiseModel, reason: str) -> Restored:
+        """One frame is all there is."""
+        self._restarts += bool(reason)
+        self._grid_px = np.rint(self._track.place_px).astype(np.int64)
+        self._track = replace(self._track, place_px=self._grid_px.astype(np.float64))
+        answer = self._restorer.restore(grey, noise)
+        nothing = np.zeros_like(grey)
+        self._scene = _Scene(
+            mean=grey,
+            frames=np.ones_like(grey),
+            level=answer.image,
+            evidence=tuple(nothing for _ in _SIZES_PX),
+        )
+        self._effective_frames = 1.0
+        return replace(answer, reason="; ".join(filter(None, (answer.reason, reason))))
+
+    def _regridded(self, scene: _Scene) -> _Scene:
+        """The scene on the grid of whole pixels nearest to where it is."""
+        wanted = np.rint(self._track.place_px).astype(np.int64)
+        by = wanted - self._grid_px
+        if not by.any():
+            return scene
+        self._grid_px = wanted
+        level = float(cv2.mean(scene.level)[0])
+        return _Scene(
+            mean=_rolled(scene.mean, by, level),
+            frames=_rolled(scene.frames, by, 0.0),
+            level=_rolled(scene.level, by, level),
+            evidence=tuple(_rolled(one, by, 0.0) for one in scene.evidence),
+        )
+
+    def _averaged(self, scene: _Scene, aligned: Grey, noise: NoiseModel) -> _Scene | None:
+        """The scene with one more frame in it; None if hardly anything is as it was."""
+        frames = scene.frames
+        is_new = frames == 0.0
+        spread = noise.variance_dn2(scene.level)
+        spread += spread / np.maximum(frames, np.float32(1.0))
+        gap = aligned - scene.mean
+        # The beam flickers: all pixels alike are no change.
+        flicker = np.float32(np.median(gap[::4, ::4]))
+        gap -= flicker
+        gap[is_new] = 0.0
+        surprise = np.asarray(gap / np.sqrt(spread), dtype=np.float32)
+        now, lately = self._evidence(scene, surprise)
+        changed = _changed(now, lately, self._scales)
+        if float(changed.mean()) > _CUT_RATIO:
+            return None
+        most = self._settings.most_frames
+        share = np.maximum(1.0 / (frames + 1.0), np.float32(2.0 / (most + 1.0)))
+        fresh = (changed > 0) | is_new
+        share[fresh] = 1.0
+        worth = 1.0 / (np.square(1.0 - share) / np.maximum(frames, np.float32(1e-3)) + share**2)
+        kept = changed == 0
+        return _Scene(
+            mean=aligned - (np.float32(1.0) - share) * gap,
+            frames=worth,
+            level=scene.level,
+            evidence=tuple(one * kept for one in lately),
+        )
+
+    def _evidence(self, scene: _Scene, surprise: Grey) -> tuple[tuple[Grey, ...], tuple[Grey, ...]]:
+        """Of change, in this frame and in the last ones; one image for each size of place."""
+        now, lately = [], []
+        for i, size_px in enumerate(_SIZES_PX):
+            summed = _summed(surprise, size_px)
+            usual = 1.4826 * float(np.median(np.abs(summed[::4, ::4])))
+            weight = max(0.2, 1.0 / (1.0 + self._compared_frames))
+            self._scales[i] += weight * (min(max(usual, 0.8), 3.0) - self._scales[i])
+            now.append(summed)
+            fresh = np.float32(math.sqrt(1.0 - _KEPT**2))
+            lately.append(np.float32(_KEPT) * scene.evidence[i] + fresh * summed)
+        self._compared_frames += 1
+        return tuple(now), tuple(lately)
+
+    def _shown(self, scene: _Scene, aligned: Grey, noise: NoiseModel, rest_px: Vector) -> Restored:
+        """Restore the average, and shift what came out to where the frame has it."""
+        worth = float(np.median(scene.frames[::4, ::4]))
+        restorer = self._restorer
+        if isinstance(restorer, MapRestorer) and restorer.takes_sigma:
+            sigma = np.sqrt(noise.variance_dn2(scene.level) / scene.frames)
+            answer = restorer.restore(scene.mean, noise, sigma)
+        else:
+            answer = restorer.restore(scene.mean, averaged_noise(noise, worth))
+            answer = _patched(answer, scene, restorer, noise, worth)
+        self._scene = replace(scene, level=answer.image)
+        self._effective_frames = worth
+        sigma_image = None if answer.sigma is None else shifted(answer.sigma, rest_px)
+        return replace(answer, image=shifted(answer.image, rest_px), sigma=sigma_image)
+
+
+# --- averages --------------------------------------------------------------------------------
+
+
+def averaged_noise(noise: NoiseModel, frames: float) -> NoiseModel:
+    """Noise of an average that is worth so many frames."""
+    return replace(
+        noise,
+        gain_dn=noise.gain_dn / frames,
+        gain_sigma_dn=noise.gain_sigma_dn / frames,
+        read_noise_dn=noise.read_noise_dn / math.sqrt(frames),
+    )
+
+
+def _patched(
+    answer: Restored, scene: _Scene, restorer: Restorer, noise: NoiseModel, worth: float
+) -> Restored:
+    """Where fewer frames than elsewhere were averaged, restored as what it is.
+
+    Only a crop round each such place is restored again.
+    """
+    is_poor = (scene.frames < 0.6 * worth).astype(np.uint8)
+    if not is_poor.any():
+        return answer
+    height, width = is_poor.shape
+    image = answer.image.copy()
+    sigma = None if answer.sigma is None else np.array(answer.sigma)
+    weight = cv2.GaussianBlur(is_poor.astype(np.float32), (0, 0), 1.0)
+    for top, left, bottom, right in _tiles(is_poor):
+        margin = _TILE_PX
+        y0, x0 = max(top - margin, 0), max(left - margin, 0)
+        y1, x1 = min(bottom + margin, height), min(right + margin, width)
+        there = is_poor[top:bottom, left:right] > 0
+        frames = float(np.median(scene.frames[top:bottom, left:right][there]))
+        again = restorer.restore(
+            np.ascontiguousarray(scene.mean[y0:y1, x0:x1]), averaged_noise(noise, frames)
+        )
+        inner = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
+        place = np.s_[top:bottom, left:right]
+        part = weight[place]
+        image[place] += part * (again.image[inner] - image[place])
+        if sigma is not None and again.sigma is not None:
+            sigma[place] += part * (again.sigma[inner] - sigma[place])
+    return replace(answer, image=image, sigma=sigma)
+
+
+def _tiles(mask: Mask) -> list[tuple[int, int, int, int]]:
+    """Boxes (top, left, bottom, right) of whole tiles that hold all of a mask, none twice."""
+    height, width = mask.shape
+    rows, columns = -(-height // _TILE_PX), -(-width // _TILE_PX)
+    padded = np.zeros((rows * _TILE_PX, columns * _TILE_PX), np.uint8)
+    padded[:height, :width] = mask
+    held = padded.reshape(rows, _TILE_PX, columns, _TILE_PX).any(axis=(1, 3)).astype(np.uint8)
+    if float(held.mean()) > 0.3:
+        return [(0, 0, height, width)]
+    boxes = []
+    for row, column in np.argwhere(held):
+        top, left = int(row) * _TILE_PX, int(column) * _TILE_PX
+        boxes.append((top, left, min(top + _TILE_PX, height), min(left + _TILE_PX, width)))
+    return boxes
+
+
+# --- change ----------------------------------------------------------------------------------
+
+
+def _summed(surprise: Grey, size_px: float) -> Grey:
+    """Sums over places, unit variance for unit white noise."""
+    side = 2 * math.ceil(2.5 * size_px) + 1
+    kernel = cv2.getGaussianKernel(side, size_px, cv2.CV_32F)
+    norm = float(np.square(kernel, dtype=np.float64).sum())
+    kernel = kernel / math.sqrt(norm)
+    return np.asarray(
+        cv2.sepFilter2D(surprise, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_CONSTANT),
+        dtype=np.float32,
+    )
+
+
+def _changed(now: Sequence[Grey], lately: Sequence[Grey], usual: Sequence[float]) -> Mask:
+    """Which pixels are not what they were, by evidence and what it usually comes to."""
+    sure = np.zeros(now[0].shape, np.uint8)
+    likely = np.zeros(now[0].shape, np.uint8)
+    for size_px, one, other, scale in zip(_SIZES_PX, now, lately, usual, strict=True):
+        larger = np.maximum(np.abs(one), np.abs(other))
+        radius = math.ceil(1.5 * size_px)
+        sure |= _grown((larger > _SURE_SIGMA * scale).astype(np.uint8), radius)
+        likely |= _grown((larger > _NEAR_SIGMA * scale).astype(np.uint8), radius)
+    if not sure.any():
+        return sure
+    return np.asarray(sure | (likely & _grown(sure, _NEAR_PX)), dtype=np.uint8)
+
+
+def _grown(mask: Mask, radius_px: int) -> Mask:
+    side = 2 * radius_px + 1
+    return np.asarray(cv2.dilate(mask, np.ones((side, side), np.uint8)), dtype=np.uint8)
+
+
+# --- drift -----------------------------------------------------------------------------------
+
+
+def _predicted(track: _Track, unrest_px: float) -> _Track:
+    """Where the scene will be a frame later."""
+    step = np.eye(4)
+    step[:2, 2:] = np.eye(2)
+    unrest = unrest_px**2
+    added = np.diag([unrest, unrest, 0.1 * unrest, 0.1 * unrest])
+    covariance = step @ track.covariance @ step.T + added
+    return _Track(track.place_px + track.speed_px, track.speed_px, covariance)
+
+
+def _updated(track: _Track, found: Shift, grid_px: npt.NDArray[np.int64]) -> _Track:
+    """What a registration says, taken in; its shift is already the most probable of both."""
+    prior = track.covariance[:2, :2]
+    precision = np.linalg.inv(prior)
+    posterior = np.linalg.inv(precision + found.information)
+    gain = track.covariance[:, :2] @ precision
+    step = gain @ (found.shift_px + grid_px - track.place_px)
+    covariance = track.covariance - gain @ (prior - posterior) @ gain.T
+    return _Track(track.place_px + step[:2], track.speed_px + step[2:], covariance)
+
+
+def registered(
+    reference: Grey, frame: Grey, variance_dn2: float, expected_px: Vector, covariance: Matrix
+) -> Shift:
+    """The most probable shift of a reference within a noisy frame.
+
+    expected_px, covariance: what is known before, down and right, normal.
+    """
+    factor = -(-max(frame.shape) // _LARGEST_SIDE_PX)
+    seen, known = _prepared(frame, factor), _prepared(reference, factor)
+    variance = variance_dn2 / factor**2
+    product = cv2.mulSpectrums(_spectrum(seen), _spectrum(known), 0, conjB=True)
+    lags = np.asarray(cv2.idft(product, flags=cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT), np.float64)
+    own = float(np.square(known).sum())
+    height, width = seen.shape
+    centre = np.rint(expected_px / factor).astype(int)
+    spread = 4.0 * np.sqrt(np.diag(covariance)) / factor
+    reach = np.minimum(np.ceil(spread).astype(int) + 3, np.array([height, width]) // 4)
+    rows = np.arange(centre[0] - reach[0], centre[0] + reach[0] + 1)
+    columns = np.arange(centre[1] - reach[1], centre[1] + reach[1] + 1)
+    lags = lags[np.ix_(rows % height, columns % width)] / variance  # log-likelihood
+    precision = np.linalg.inv(covariance) * factor**2
+    off_y = (rows - expected_px[0] / factor)[:, None]
+    off_x = (columns - expected_px[1] / factor)[None, :]
+    prior = -0.5 * (
+        precision[0, 0] * off_y**2
+        + 2.0 * precision[0, 1] * off_y * off_x
+        + precision[1, 1] * off_x**2
+    )
+    total = lags + prior
+    best, odds = _best(total)
+    # Between whole pixels: Newton steps on what is interpolated.
+    at = np.array(best, dtype=np.float64)
+    for _ in range(3):
+        gradient, bend = _curved(lags, at)
+        offset = np.array([rows[0], columns[0]]) + at - expected_px / factor
+        slope = gradient - precision @ offset
+        down = _definite(-bend) + precision
+        step = np.linalg.solve(down, slope)
+        at = np.clip(at + np.clip(step, -0.5, 0.5), np.array(best) - 1.0, np.array(best) + 1.0)
+    _, bend = _curved(lags, at)
+    shift = (np.array([rows[0], columns[0]]) + at) * factor
+    peak = float(lags[best]) * variance
+    return Shift(
+        shift_px=shift,
+        information=_definite(-bend) / factor**2,
+        amplitude=peak / max(own, 1e-30),
+        amplitude_sigma=math.sqrt(variance / max(own, 1e-30)),
+        odds=odds,
+    )
+
+
+def _best(total: Matrix) -> tuple[tuple[int, int], float]:
+    """The largest value, and by how much it exceeds the next local maximum."""
+    inner = total[1:-1, 1:-1]
+    row, column = np.unravel_index(int(np.argmax(inner)), inner.shape)
+    values = np.ascontiguousarray(total, dtype=np.float32)
+    is_peak = (values >= cv2.dilate(values, np.ones((3, 3), np.uint8)))[1:-1, 1:-1]
+    is_peak[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = False
+    others = inner[is_peak]
+    odds = float(inner[row, column] - others.max()) if others.size else math.inf
+    return (int(row) + 1, int(column) + 1), odds
+
+
+def _curved(values: Matrix, at: Vector) -> tuple[Vector, Matrix]:
+    """Gradient and second derivatives of band-limited values, between their places."""
+    step = 0.25
+    offsets = np.array([-step, 0.0, step])
+    rows = _sinc_rows(at[0] + offsets, values.shape[0])  # (3, rows)
+    columns = _sinc_rows(at[1] + offsets, values.shape[1])
+    v = rows @ values @ columns.T  # (3, 3)
+    gradient = np.array([v[2, 1] - v[0, 1], v[1, 2] - v[1, 0]]) / (2.0 * step)
+    yy = (v[2, 1] - 2.0 * v[1, 1] + v[0, 1]) / step**2
+    xx = (v[1, 2] - 2.0 * v[1, 1] + v[1, 0]) / step**2
+    xy = (v[2, 2] - v[2, 0] - v[0, 2] + v[0, 0]) / (4.0 * step**2)
+    return gradient, np.array([[yy, xy], [xy, xx]])
+
+
+def _sinc_rows(at: Vector, length: int) -> Matrix:
+    away = at[:, None] - np.arange(length)[None, :]
+    weight = np.sinc(away) * np.sinc(away / _REACH_PX) * (np.abs(away) < _REACH_PX)
+    return np.asarray(weight / weight.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def _definite(matrix: Matrix) -> Matrix:
+    """The nearest matrix that is an information: no negative eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T, dtype=np.float64)
+
+
+def _prepared(grey: Grey, factor: int) -> Grey:
+    """Binned, its mean taken away, and faded at the edges."""
+    if factor > 1:
+        height, width = grey.shape[0] // factor, grey.shape[1] // factor
+        inner = grey[: height * factor, : width * factor]
+        grey = cv2.resize(inner, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    level = np.float32(cv2.mean(grey)[0])
+    return np.asarray((grey - level) * _window(*grey.shape), dtype=np.float32)
+
+
+def _spectrum(grey: Grey) -> npt.NDArray[np.float32]:
+    return np.asarray(cv2.dft(grey, flags=cv2.DFT_COMPLEX_OUTPUT), dtype=np.float32)
+
+
+@functools.lru_cache(maxsize=2)  # 4 bytes a pixel
+def _window(height: int, width: int) -> Grey:
+    sides = []
+    for length in (height, width):
+        edge = max(1, round(_TAPER_RATIO * length))
+        ramp = 0.5 - 0.5 * np.cos(math.pi * (np.arange(edge) + 0.5) / edge)
+        side = np.ones(length)
+        side[:edge], side[-edge:] = ramp, ramp[::-1]
+        sides.append(side)
+    return np.outer(*sides).astype(np.float32)
+
+
+# --- shifts ----------------------------------------------------------------------------------
+
+
+def shifted(grey: Grey, by_px: Vector) -> Grey:
+    """An image moved down and right by a fraction of a pixel; its edges are mirrored."""
+    if float(np.abs(by_px).max()) < _SMALLEST_SHIFT_PX:
+        return grey
+    taps = np.arange(-_REACH_PX, _REACH_PX + 1)
+    kernels = []
+    for by in by_px:
+        away = taps + by
+        kernel = np.sinc(away) * np.sinc(away / (_REACH_PX + 0.5))
+        kernels.append((kernel / kernel.sum()).astype(np.float32))
+    return np.asarray(
+        cv2.sepFilter2D(grey, cv2.CV_32F, kernels[1], kernels[0], borderType=cv2.BORDER_REFLECT),
+        dtype=np.float32,
+    )
+
+
+def _rolled(grey: Grey, by_px: npt.NDArray[np.int64], fill: float) -> Grey:
+    """Moved by whole pixels; what comes in from outside gets one value."""
+    moved = np.full_like(grey, np.float32(fill))
+    height, width = grey.shape
+    down, right = int(by_px[0]), int(by_px[1])
+    if abs(down) >= height or abs(right) >= width:
+        return moved
+    moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = grey[
+        max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
+    ]
+    return moved
