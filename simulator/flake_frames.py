@@ -41,6 +41,7 @@ from inference.flakes.thin_film import WAVELENGTHS_NM, Illuminant, reflectance
 from simulator import shapes
 from simulator.chip import SUBSTRATE as BARE
 from simulator.chip import Chip, ChipSettings, Paint, Patch
+from simulator.flake_troubles import Trouble, troubled_chip
 from simulator.optics import point_spread
 from simulator.raster import add_coverage, to_picture
 from simulator.relief import HAZE_PITCH_UM, haze, relief
@@ -144,13 +145,17 @@ def labelled_frame(
     strange_share: float = 0.0,
     oddity: Oddity | None = None,
     material: str | None = None,
+    trouble: Trouble | None = None,
 ) -> LabelledFrame:
-    """One scene, photographed once. oddity: None to draw it with `strange_share`."""
+    """One scene, photographed once. oddity: None to draw it with `strange_share`.
+
+    trouble: what to lay out instead of a crowded chip; None for the chip.
+    """
     for attempt in range(_ATTEMPTS):
         domain_code = 0 if domain == "train" else 1
         rng = np.random.default_rng([0xF1A, domain_code, seed, number, attempt])
         with suppress(shapely.errors.GEOSException):  # one outline in thousands cuts itself
-            return _drawn(rng, domain, side_px, strange_share, oddity, material)
+            return _drawn(rng, domain, side_px, strange_share, oddity, material, trouble)
     raise RuntimeError(f"no chip could be drawn for seed {seed}, number {number}")
 
 
@@ -161,6 +166,7 @@ def _drawn(
     strange_share: float,
     oddity: Oddity | None,
     material: str | None,
+    trouble: Trouble | None,
 ) -> LabelledFrame:
     if oddity is None:
         kinds: tuple[Oddity, ...] = ("blur", "texture", "residue")
@@ -173,8 +179,10 @@ def _drawn(
     if oddity == "blur":
         worse = _log_uniform(rng, 2.4, 8.0) if domain == "train" else float(rng.uniform(2.5, 8.0))
         look = replace(look, blur_px=worse)
-    chip = Chip.generate(_random_chip(rng, material, side_px / look.px_per_um))
-    sample = _Sample(chip, look, material, side_px, rng)
+    asked = _random_chip(rng, material, side_px / look.px_per_um)
+    if trouble is not None:
+        asked = _emptied(asked)
+    sample = _Sample(Chip.generate(asked), look, material, side_px, rng, trouble)
     planes = sample.planes()
     if oddity == "texture":
         planes = _texture(rng, side_px, domain)
@@ -401,6 +409,12 @@ def _sheet_of_flakes(rng: np.random.Generator, below: ChipSettings) -> ChipSetti
     )
 
 
+def _emptied(asked: ChipSettings) -> ChipSettings:
+    """The same chip before anything was put on it but what the air leaves."""
+    densities = {name: 0.0 for name in ChipSettings.model_fields if name.endswith("_per_mm2")}
+    return asked.model_copy(update={**densities, "rotation_deg": 0.0})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sheet:
     """One chip's worth of things, laid under the microscope by an affine transform."""
@@ -465,16 +479,26 @@ class _Sample:
     """
 
     def __init__(
-        self, chip: Chip, look: Look, material: str, side_px: int, rng: np.random.Generator
+        self,
+        chip: Chip,
+        look: Look,
+        material: str,
+        side_px: int,
+        rng: np.random.Generator,
+        trouble: Trouble | None = None,
     ) -> None:
         self._chip, self._look, self._material = chip, look, material
         self._side_px = side_px
         half_um = 0.5 * 1e3 * chip.settings.size_mm[0]
         slack_um = half_um - 0.5 * side_px / look.px_per_um
-        reach = 1.4 if rng.random() < 0.12 else 0.5  # sometimes over the chip's edge
+        reach = 1.4 if rng.random() < 0.12 and trouble is None else 0.5  # over the chip's edge
         centre = rng.uniform(-slack_um, slack_um, 2) * reach
         self._sheets = [self._sheet(chip, centre, chip.settings.rotation_deg, 1.0, rng)]
-        if rng.random() < 0.45:
+        if trouble is not None:
+            other = troubled_chip(rng, trouble, material, side_px, look.px_per_um)
+            matrix = np.eye(2) * look.px_per_um
+            self._sheets.append(_Sheet(other, matrix, np.full(2, side_px / 2.0), ()))
+        elif rng.random() < 0.45:
             other = Chip.generate(_sheet_of_flakes(rng, chip.settings))
             stretch = _log_uniform(rng, 1.0, 4.0) if rng.random() < 0.6 else 1.0
             turn_deg = float(rng.uniform(-180.0, 180.0))
