@@ -23,6 +23,8 @@ from controller.eyes import MakeDetector, SearchEyes, of_its_own_mind
 from controller.focusing.few_frames import FewFrames
 from controller.processes import processes
 from controller.record import rundir
+from controller.restoring.choice import NetworkName, restorer_choice
+from controller.restoring.stage import RestorerChoice
 from controller.safety import Envelope
 from controller.search.scorecard import TruthTerrace
 from controller.settings import InferenceSettings, Settings, validated
@@ -40,6 +42,7 @@ from inference.focus.likelihood import Prior
 from inference.focus.parabola import InverseParabola
 from inference.onnx_engine import OnnxEngine, onnxruntime_here
 from inference.openvino_engine import OpenVinoEngine, openvino_here
+from inference.restore.api import Restorer
 from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
 from inference.training.flake_examples import Example, example_of
 from simulator.clock import VirtualTimeLoop
@@ -333,3 +336,29 @@ def few_frames(
     prior = Prior(range_dof=range_dof, astigmatism_dof=10.0 if has_stigmator else 0.0)
     limits = Limits(has_stigmator=has_stigmator, wide_ratio=1.0)
     return FewFrames(AENet(engine), ACNet(limits, prior), depth_of_field_um)
+
+
+def live_restorer(
+    settings: Settings, say: Callable[[str], None] | None = None
+) -> RestorerChoice | None:
+    """What `[restore]` puts between camera and live view; None: raw frames only.
+
+    Raises NoEngine, BadModel.
+    """
+    restore = settings.restore
+    return restorer_choice(
+        restore.method,
+        recursive=restore.recursive,
+        open_network=partial(denoiser, wanted=settings.inference, say=say),
+        twin_test_every_frames=restore.twin_test_every_frames,
+    )
+
+
+def denoiser(
+    name: NetworkName, wanted: InferenceSettings, say: Callable[[str], None] | None = None
+) -> Restorer | None:
+    """A denoising network; None: no weights are here, or nothing runs them.
+
+    Raises NoEngine where a runtime was asked for by name and is not here, BadModel.
+    """
+    return None

@@ -23,8 +23,10 @@ from controller.commands.evaluate import replay_stack, score_flakes, score_resto
 from controller.commands.focus import Asked, focus_here
 from controller.commands.search import resume_search, start_search
 from controller.commands.train import train_flakes, train_focus
+from controller.commands.watch import watch_here
 from controller.errors import BadSettings, ControllerError
 from controller.record.rundir import NotARun
+from controller.restoring.session import Until
 from drivers.errors import DriverError
 from inference.api import ModelError
 
@@ -184,6 +186,32 @@ def focus(
         overrides.append(f"focus.range_dof={range_dof}")
     asked = Asked(measure_backlash, hold)
     status = focus_here(config, _console(), asked=asked, strip=strip, overrides=overrides)
+    if status:
+        raise typer.Exit(status)
+
+
+@cli.command()
+def watch(
+    config: Annotated[Path, typer.Argument(help="TOML file")],
+    *,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=100_000_000, help="end after so many exposures")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1e7, help="end after so long; neither: until Ctrl-C"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="parent folder of the session's own folder")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE in TOML, as for search")
+    ] = None,
+) -> None:
+    """Stream frames and restore them live; raw ones are always kept, computed ones beside them."""
+    status = watch_here(
+        config, _console(), until=Until(frames, seconds), out=out, overrides=override or ()
+    )
     if status:
         raise typer.Exit(status)
 

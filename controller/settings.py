@@ -150,7 +150,7 @@ class RestoreSettings(Section):
     @model_validator(mode="after")
     def _somebody_restores(self) -> RestoreSettings:
         if self.method == "off" and (self.before_focus or self.before_detection):
-            msg = "method must not be \"off\" where before_focus or before_detection is true"
+            msg = 'method must not be "off" where before_focus or before_detection is true'
             raise ValueError(msg)
         return self
 
