@@ -54,18 +54,11 @@ class RadialWiener:
         model = noise or estimate_noise(frame)
         level = float(cv2.mean(grey)[0])
         spectrum = cosine_transform(grey - np.float32(level))
-        rings = ring_power(spectrum)
         variance = float(model.variance_dn2(level))
-        # Three rings together: one alone has few modes at low frequencies.
-        power = _smooth(rings.power * rings.modes) / np.maximum(_smooth(rings.modes), 1.0)
-        # A lattice's peak is one ring wide and stands out by itself; chance doesn't, by so much.
-        peak = rings.power - variance * (1.0 + 4.0 * np.sqrt(2.0 / rings.modes))
-        signal = np.maximum(np.minimum(power, rings.power) - variance, np.maximum(peak, 0.0))
-        gain = signal / np.maximum(signal + variance, 1e-30)
-        gain[0] = 1.0  # holds the mean itself
-        spectrum *= gain.astype(np.float32)[_ring_index(*spectrum.shape)].reshape(spectrum.shape)
+        gain, kept_ratio = radial_gain(spectrum, variance)
+        spectrum *= gain
         image = inverse_cosine_transform(spectrum, grey.shape) + np.float32(level)
-        error = math.sqrt(variance * float((gain * rings.modes).sum() / rings.modes.sum()))
+        error = math.sqrt(variance * kept_ratio)
         return _restored(image, np.broadcast_to(np.float32(error), grey.shape), self.name, model)
 
 
@@ -170,6 +163,23 @@ def ring_power(spectrum: Grey) -> RingPower:
     total = np.bincount(index, np.square(spectrum).ravel(), minlength=len(modes))
     centre = (np.arange(len(modes)) + 0.25) / min(spectrum.shape)
     return RingPower(total / np.maximum(modes, 1.0), np.maximum(modes, 1.0), centre)
+
+
+def radial_gain(spectrum: Grey, variance: float) -> tuple[Grey, float]:
+    """Wiener gain of each coefficient of a cosine transform, (h, w), and the mean of all.
+
+    variance: of the noise, white. The mean is the share of the noise that's let through.
+    """
+    rings = ring_power(spectrum)
+    # Three rings together: one alone has few modes at low frequencies.
+    power = _smooth(rings.power * rings.modes) / np.maximum(_smooth(rings.modes), 1.0)
+    # A lattice's peak is one ring wide and stands out by itself; chance doesn't, by so much.
+    peak = rings.power - variance * (1.0 + 4.0 * np.sqrt(2.0 / rings.modes))
+    signal = np.maximum(np.minimum(power, rings.power) - variance, np.maximum(peak, 0.0))
+    gain = signal / np.maximum(signal + variance, 1e-30)
+    gain[0] = 1.0  # holds the mean itself
+    mean = float((gain * rings.modes).sum() / rings.modes.sum())
+    return gain.astype(np.float32)[_ring_index(*spectrum.shape)].reshape(spectrum.shape), mean
 
 
 @functools.lru_cache(maxsize=2)  # 8 bytes a pixel
