@@ -52,6 +52,7 @@ from controller.search.second_look import Everybody, LoneReading, OtherEyes, sec
 from controller.search.state import SearchState
 from controller.settings import Settings
 from drivers.api import Objective, Pose
+from inference.api import ModelError
 
 RGB8: TypeAlias = npt.NDArray[np.uint8]
 
@@ -86,11 +87,16 @@ def conclude(
     geometry = CameraGeometry(camera.rotation_deg, camera.flip_x, camera.flip_y)
     most = settings.report.max_cards
     alone: tuple[LoneReading, ...] = ()
+    warnings = _light_warnings(state)
     if everybody is not None:
         note("asking the other detector")
         other = OtherEyes(state, frames, by_name, geometry, everybody)
-        looked = second_look(entries, _worth_a_card(entries, most), state, settings.wanted, other)
-        entries, alone = looked.entries, looked.alone[:_MOST_ALONE]
+        shown = _worth_a_card(entries, most)
+        try:
+            looked = second_look(entries, shown, state, settings.wanted, other)
+            entries, alone = looked.entries, looked.alone[:_MOST_ALONE]
+        except ModelError as error:  # what was found by the one that led is worth its report
+            warnings += (f"No second detector was asked: {error}.",)
     write_catalogue(run.journal_path, entries)
     note("stitching the map")
     pictures = _Pictures(state, frames, by_name, geometry, shape_px)
@@ -139,7 +145,7 @@ def conclude(
         skipped=tuple(state.skipped),
         refused=tuple(state.refused),
         frames_missing=tuple(state.missing),
-        warnings=_light_warnings(state),
+        warnings=warnings,
         truth=() if truth is None else truth(entries),
         downloads=downloads,
     )

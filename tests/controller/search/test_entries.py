@@ -18,6 +18,8 @@ from controller.messages import (
 from controller.search.entries import catalogue_of, tile_boxes_um
 from controller.search.state import folded
 from controller.settings import WantedSettings
+from inference.flakes.flakenet import UNKNOWN_TO_NETWORK
+from inference.flakes.physics_detector import OTHER_LIGHT
 
 W_UM, H_UM = 100.0, 80.0
 PITCH_UM = 90.0  # tiles overlap by 10 um
@@ -203,6 +205,12 @@ def test_what_is_left_out() -> None:
     flat = replace(square(0.0), outline_um=((0.0, 0.0), (5.0, 0.0), (9.0, 0.0)))
     revisit = replace(seen(0, square(0.0)), shot="revisit")
     assert catalogue(seen(0, square(0.0), is_sound=False), revisit, seen(1, line, flat)) == ()
+
+
+def test_where_the_network_stood_back_the_physics_counts() -> None:
+    flagged = seen(0, square(0.0), is_sound=False)
+    assert len(catalogue(replace(flagged, reason=f"{UNKNOWN_TO_NETWORK}: physics only"))) == 1
+    assert catalogue(replace(flagged, reason=f"{OTHER_LIGHT}: ln(R/G) moved by +0.30")) == ()
 
 
 def test_the_latest_look_counts() -> None:

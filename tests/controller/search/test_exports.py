@@ -22,6 +22,7 @@ from controller.messages import (
     PlannedTile,
     Revisited,
     ScanPlanned,
+    SecondReading,
 )
 from controller.record.rundir import BadRecord, DiskFull
 from controller.search.exports import (
@@ -191,6 +192,28 @@ def test_a_thickness_has_its_interval_and_an_unknown_one_an_empty_cell():
     first, second = csv.DictReader(io.StringIO(csv_text((known, entry()), CHIP)))
     assert (first["thickness_low_nm"], first["thickness_high_nm"]) == ("11.0", "13.5")
     assert (second["thickness_low_nm"], second["thickness_high_nm"]) == ("", "")
+
+
+def test_the_second_detector_has_columns_of_its_own():
+    apart = SecondReading(
+        "flakenet", "physics", 3, "", ("layers", "area"), "graphene", 2, 0.8, 90.0, 0.5, SQUARE
+    )
+    none = SecondReading("flakenet", "physics", 3, differs=("existence",))
+    same = replace(apart, differs=())
+    unknown = SecondReading("flakenet", "physics", 3, "unlike any chip")
+    entries = [entry(second=one) for one in (apart, none, same, unknown, None)]
+    rows = list(csv.DictReader(io.StringIO(csv_text(entries, CHIP))))
+    said = [row["detectors_differ"] for row in rows]
+    assert said == ["layers area", "existence", "no", "unlike any chip", ""]
+    assert [row["other_layers"] for row in rows] == ["2", "", "2", "", ""]
+    assert (rows[0]["detector"], rows[0]["other_detector"]) == ("physics", "flakenet")
+    assert (rows[0]["other_probability"], rows[0]["other_area_um2"]) == ("0.8", "90.0")
+    attributes = coco(entries[:1], [image(3, 2000.0, 3000.0)])["annotations"][0]["attributes"]
+    assert (attributes["detectors_differ"], attributes["other_layers"]) == ("layers area", 2)
+    (feature,) = (
+        f for f in geojson(entries[:1], CHIP)["features"] if f["properties"]["kind"] == "terrace"
+    )
+    assert feature["properties"]["other_area_um2"] == 90.0
 
 
 def test_an_empty_catalogue_still_has_a_header():

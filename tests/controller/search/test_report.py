@@ -20,10 +20,12 @@ from controller.messages import (
     CommandRefused,
     FocusMeasured,
     FramesMissing,
+    Piece,
     PlannedTile,
     Revisited,
     RunFinished,
     RunStarted,
+    SecondReading,
     Skipped,
 )
 from controller.search.report import (
@@ -31,6 +33,7 @@ from controller.search.report import (
     Download,
     EntryCrops,
     Ladder,
+    LoneTerrace,
     MapImage,
     PhaseTime,
     ReportContent,
@@ -738,6 +741,65 @@ def test_words(got, expected):
     assert (got.replace("\u202f", " ") if isinstance(got, str) else got) == expected
 
 
+def twice_read(content):
+    """The same run, with a second detector that differs about two of the best and sees one more."""
+    first, second, third, *_ = sorted(
+        (e for e in content.entries if e.rank > 0), key=lambda e: e.rank
+    )
+    x, y = first.stage_x_um, first.stage_y_um
+    ring = ((x, y), (x + 9.0, y), (x + 9.0, y + 9.0), (x, y + 9.0))
+    apart = SecondReading(
+        "flakenet", "physics", 0, "", ("layers", "area"), first.material, 7, 0.66, 81.0, 0.4, ring
+    )
+    said = {
+        first.entry_id: apart,
+        second.entry_id: SecondReading("flakenet", "physics", 0, differs=("existence",)),
+        third.entry_id: replace(apart, differs=()),
+    }
+    entries = tuple(replace(e, second=said.get(e.entry_id)) for e in content.entries)
+    piece = Piece(ring, (), "mos2", 3, ((3, 0.7),), 1.9, (-0.1,) * 3, 0.0, 0.5, 81.0, False)
+    crop = next(c.scan for c in content.crops if c.entry_id == first.entry_id)
+    crop = replace(crop, outline_um=ring)
+    lone = LoneTerrace("flakenet", "physics", piece, (x, y), (12.3, 45.6), crop)
+    return replace(content, entries=entries, alone=(lone,)), (first, second, third)
+
+
+def test_where_two_detectors_differ_the_card_says_both(content):
+    read, (first, second, third) = twice_read(content)
+    text = report_html(read)
+    cards = [
+        re.search(rf'<article [^>]*id="f{e.entry_id}".*?</article>', text)[0]
+        for e in (first, second, third)
+    ]
+    assert "<dt>Physics</dt>" in cards[0]
+    assert "7 layers, 66" in cards[0]
+    assert "−60" in cards[0]
+    assert cards[0].count("class=other") == 1
+    assert "sees no flake here" in cards[1]
+    assert "class=other" not in cards[1]
+    assert "Physics and FlakeNet agree" in cards[2]
+    assert "class=other" not in cards[2]
+    assert [card.count("class=differ ") for card in cards] == [1, 1, 0]
+    assert "3\u202fterraces were read a second time" in text
+    assert "2 are read differently" in text
+    row = re.search(rf'<tr id="r{first.entry_id}".*?</tr>', text)[0]
+    assert "FlakeNet: 7L, 81 µm²" in row
+
+
+def test_what_only_the_second_detector_sees_has_a_section(content):
+    read, _ = twice_read(content)
+    section = re.search(r"<section id=lone>.*?</section>", report_html(read))[0]
+    assert section.count("<article") == 1
+    assert "<dt>Physics</dt><dd><b class=apart>sees no flake here</b>" in section
+    assert "12.3, 45.6" in section
+    assert section.count("class=other") == 1
+
+
+def test_without_a_second_detector_the_page_does_not_speak_of_it(text):
+    for word in ("second detector", "2nd detector", "detectors differ", "class=differ", "id=lone"):
+        assert word not in text
+
+
 BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
 CHROMIUM = next((path for path in BROWSERS if path), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -817,6 +879,21 @@ def test_in_a_browser_marks_keys_filters_and_the_other_stage_work(content, text,
     assert there == pytest.approx([1000 - target.chip_y_um, 2000 + target.chip_x_um], abs=0.3)
     assert seen["zoom"] == "true"
     assert seen["theme"] in ("light", "dark")
+
+
+@needs_chromium
+def test_in_a_browser_the_filter_leaves_what_detectors_differ_about(content, tmp_path):
+    read, (first, second, _) = twice_read(content)
+    act = (
+        "const form = document.querySelector('#filters'); form.elements.differs.checked = true;"
+        "form.dispatchEvent(new Event('input')); document.body.setAttribute('data-test-left',"
+        "[...document.querySelectorAll('#cards .card:not([hidden])')].map((c) => c.dataset.id));"
+    )
+    opened = re.sub(r"<meta http-equiv=[^>]*>", WATCH, report_html(read))
+    path = tmp_path / "differ.html"
+    path.write_text(opened.replace("</body>", f"<script>{act}</script></body>"), encoding="utf-8")
+    seen = dict(re.findall(r'data-test-(\w+)="([^"]*)"', browse(path, tmp_path / "profile")))
+    assert seen == {"left": f"{first.entry_id},{second.entry_id}"}
 
 
 @needs_chromium
