@@ -128,7 +128,7 @@ class Sample:
         turn = math.radians(rng.uniform(0.0, 360.0))
         if settings.turn_deg is not None:
             turn = math.radians(settings.turn_deg)
-        self.still = Atoms.at(np.zeros((0, 3)), np.zeros(0))
+        self.still = Atoms.at(np.zeros((0, 3)), np.zeros(0))  # all but the adatoms
         self.defects: tuple[Defect, ...] = ()
         if settings.kind in _SHEETS:
             ideal = _two_grains(settings, turn, rng)
@@ -144,11 +144,13 @@ class Sample:
 
     def atoms(self, frame: int = 0) -> Atoms:
         """All that is there in frame 0, 1, ...; the adatoms come last."""
+        return self.still.joined(self.moving(frame))
+
+    def moving(self, frame: int = 0) -> Atoms:
+        """The adatoms alone."""
         places = self._sites_nm[self._walked(frame)]
-        if not len(places):
-            return self.still
         lifted = np.column_stack([places, np.full(len(places), _ADATOM_Z_NM)])
-        return self.still.joined(Atoms.at(lifted, NUMBERS[self.settings.adatom]))
+        return Atoms.at(lifted, NUMBERS[self.settings.adatom])
 
     def defects_in(self, frame: int = 0) -> tuple[Defect, ...]:
         """What an observer of that frame could find."""

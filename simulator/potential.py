@@ -24,6 +24,7 @@ light sheet; J. C. Meyer et al., Nat. Mater. 10, 209, 2011), correlation between
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -136,16 +137,69 @@ def frequencies_per_nm(
     return kx[None, :], ky[:, None]
 
 
+def ramp(turns: Numbers) -> Wave:
+    """exp(-2 pi i turns), whole turns taken away before single precision can lose the rest."""
+    angle = ((turns - np.rint(turns)) * (-2.0 * np.pi)).astype(np.float32)
+    found = np.empty(angle.shape, np.complex64)
+    found.real, found.imag = np.cos(angle), np.sin(angle)
+    return found
+
+
 def structure_factor(
-    x_nm: Numbers, y_nm: Numbers, shape_px: tuple[int, int], pixel_size_nm: float
+    x_nm: Numbers,
+    y_nm: Numbers,
+    shape_px: tuple[int, int],
+    pixel_size_nm: float,
+    *,
+    is_half: bool = False,
 ) -> Wave:
-    """Sum over atoms of exp(-2 pi i k r), (h, w); the origin is in the middle of the grid."""
+    """Sum over atoms of exp(-2 pi i k r), (h, w); the origin is in the middle of the grid.
+
+    is_half: the frequencies of `numpy.fft.rfft2` alone, (h, w // 2 + 1).
+    """
     height, width = shape_px
     column = np.asarray(x_nm, np.float64) / pixel_size_nm + (width - 1) / 2
     row = (height - 1) / 2 - np.asarray(y_nm, np.float64) / pixel_size_nm
-    across = np.exp(-2j * np.pi * np.outer(column, np.fft.fftfreq(width)))  # (n, w)
-    down = np.exp(-2j * np.pi * np.outer(np.fft.fftfreq(height), row))  # (h, n)
-    return np.asarray(down.astype(np.complex64) @ across.astype(np.complex64), np.complex64)
+    frequencies = np.fft.rfftfreq(width) if is_half else np.fft.fftfreq(width)
+    across = ramp(np.outer(column, frequencies))  # (n, w)
+    down = ramp(np.outer(np.fft.fftfreq(height), row))  # (h, n)
+    return np.asarray(down @ across, np.complex64)
+
+
+def phase_spectrum(
+    atoms: Atoms,
+    shape_px: tuple[int, int],
+    pixel_size_nm: float,
+    voltage_kv: float,
+    thermal_nm: float = 0.0,
+) -> Wave:
+    """`numpy.fft.rfft2` of `projected_phase`, (h, w // 2 + 1)."""
+    total = np.zeros((shape_px[0], shape_px[1] // 2 + 1), np.complex64)
+    for number in np.unique(atoms.number):
+        here = atoms.number == number
+        x_nm, y_nm = atoms.x_nm[here], atoms.y_nm[here]
+        found = structure_factor(x_nm, y_nm, shape_px, pixel_size_nm, is_half=True)
+        total += found * _of_one(int(number), shape_px, pixel_size_nm, voltage_kv, thermal_nm)
+    return total
+
+
+@lru_cache(maxsize=16)
+def _of_one(
+    number: int,
+    shape_px: tuple[int, int],
+    pixel_size_nm: float,
+    voltage_kv: float,
+    thermal_nm: float,
+) -> npt.NDArray[np.float32]:
+    """The spectrum of one atom's phase, at the origin; read-only."""
+    kx, ky = frequencies_per_nm(shape_px, pixel_size_nm)
+    squared = kx[:, : shape_px[1] // 2 + 1] ** 2 + ky**2
+    scale = mass_ratio(voltage_kv) * wavelength_nm(voltage_kv) / pixel_size_nm**2
+    blur = np.exp(-2.0 * (np.pi * thermal_nm) ** 2 * squared)
+    found = scale * blur * scattering_factor_nm(number, np.sqrt(squared))
+    spectrum = np.asarray(found, np.float32)
+    spectrum.flags.writeable = False
+    return spectrum
 
 
 def projected_phase(
@@ -159,17 +213,15 @@ def projected_phase(
 
     thermal_nm: one standard deviation of an atom's motion along one direction.
     """
+    spectrum = phase_spectrum(atoms, shape_px, pixel_size_nm, voltage_kv, thermal_nm)
+    return np.asarray(np.fft.irfft2(spectrum, shape_px), np.float32)
+
+
+def within_band(shape_px: tuple[int, int], pixel_size_nm: float) -> npt.NDArray[np.bool_]:
+    """The frequencies that a wave keeps: up to two thirds of Nyquist's."""
     kx, ky = frequencies_per_nm(shape_px, pixel_size_nm)
-    squared = kx**2 + ky**2
-    total = np.zeros(shape_px, np.complex64)
-    for number in np.unique(atoms.number):
-        here = atoms.number == number
-        found = structure_factor(atoms.x_nm[here], atoms.y_nm[here], shape_px, pixel_size_nm)
-        factor = scattering_factor_nm(int(number), np.sqrt(squared))
-        total += found * factor.astype(np.float32)
-    blur = np.exp(-2.0 * (np.pi * thermal_nm) ** 2 * squared)
-    scale = mass_ratio(voltage_kv) * wavelength_nm(voltage_kv) / pixel_size_nm**2
-    return np.asarray(np.fft.ifft2(total * (scale * blur)).real, np.float32)
+    limit = 2.0 / 3.0 * 0.5 / pixel_size_nm
+    return np.asarray(kx**2 + ky**2 <= limit**2, np.bool_)
 
 
 def exit_wave(
@@ -188,8 +240,7 @@ def exit_wave(
     """
     kx, ky = frequencies_per_nm(shape_px, pixel_size_nm)
     squared = kx**2 + ky**2
-    limit = 2.0 / 3.0 * 0.5 / pixel_size_nm
-    is_inside = squared <= limit**2
+    is_inside = within_band(shape_px, pixel_size_nm)
     turn = -np.pi * wavelength_nm(voltage_kv) * squared
     wave = np.ones(shape_px, np.complex64)
     if slice_nm is None:

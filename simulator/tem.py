@@ -23,8 +23,9 @@ Kirkland, Microsc. Res. Tech. 49, 269, 2000). STEM rows jitter, and the sample d
 they are scanned.
 Frames follow from seed and number: the same shot is the same to the last bit whenever it is taken.
 
-Left out: dynamic scattering in STEM, higher aberrations, damage, the smear of a HRTEM frame by
-drift.
+A HRTEM frame is smeared along the way that the sample takes while it is exposed.
+
+Left out: dynamic scattering in STEM, higher aberrations, damage.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ from simulator.potential import (
     exit_wave,
     frequencies_per_nm,
     mass_ratio,
+    phase_spectrum,
+    ramp,
     structure_factor,
     wavelength_nm,
+    within_band,
 )
 
 Image = npt.NDArray[np.float32]
@@ -56,6 +60,8 @@ Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 
 _FINEST_NM = 0.021  # a wave is computed on pixels no larger than this
 _MARGIN_NM = 0.8  # drawn round the field, so that what wraps round stays out of it
+_SPARE_PX = 8  # that the frame may lie beside the middle of what is drawn
+_MOST_MARGINS = 24  # tried for one that transforms quickly
 _Z_POWER = 1.7
 
 
@@ -175,27 +181,24 @@ def transfer(
 ) -> Wave:
     """What each frequency of the wave is multiplied with; half_angle_mrad: None: the aperture's."""
     length_nm = wavelength_nm(lens.voltage_kv)
-    square = kx_per_nm**2 + ky_per_nm**2
+    kx, ky = np.broadcast_arrays(kx_per_nm, ky_per_nm)
+    half_angle = 1e-3 * (lens.aperture_mrad if half_angle_mrad is None else half_angle_mrad)
+    is_open = (kx**2 + ky**2) * length_nm**2 <= half_angle**2
+    kx, ky = kx[is_open], ky[is_open]
+    square = kx**2 + ky**2
     focus_nm, x_nm, y_nm = (1e3 * um for um in (defocus_um, *stig_um))
     sphere = lens.spherical_mm * 1e6 * length_nm**2 * square  # nm, as a defocus
-    chi = (
-        np.pi
-        * length_nm
-        * (
-            (focus_nm + 0.5 * sphere) * square
-            + x_nm * (kx_per_nm**2 - ky_per_nm**2)
-            + 2.0 * y_nm * kx_per_nm * ky_per_nm
-        )
+    turns = (0.5 * length_nm) * (  # chi / (2 pi)
+        (focus_nm + 0.5 * sphere) * square + x_nm * (kx**2 - ky**2) + 2.0 * y_nm * kx * ky
     )
     # grad chi / (2 pi lambda)
-    slope_x = (focus_nm + sphere + x_nm) * kx_per_nm + y_nm * ky_per_nm
-    slope_y = (focus_nm + sphere - x_nm) * ky_per_nm + y_nm * kx_per_nm
+    slope_x = (focus_nm + sphere + x_nm) * kx + y_nm * ky
+    slope_y = (focus_nm + sphere - x_nm) * ky + y_nm * kx
     temporal = 0.5 * (np.pi * length_nm * 1e3 * lens.focal_spread_um * square) ** 2
-    spread = 1e-3 * lens.direction_mrad
-    spatial = 2.0 * (np.pi * spread) ** 2 * (slope_x**2 + slope_y**2)
-    half_angle = 1e-3 * (lens.aperture_mrad if half_angle_mrad is None else half_angle_mrad)
-    is_open = square * length_nm**2 <= half_angle**2
-    return np.asarray(np.exp(-1j * chi - temporal - spatial) * is_open, np.complex64)
+    spatial = 2.0 * (np.pi * 1e-3 * lens.direction_mrad) ** 2 * (slope_x**2 + slope_y**2)
+    passed = np.zeros(is_open.shape, np.complex64)
+    passed[is_open] = ramp(turns) * np.exp(-temporal - spatial).astype(np.float32)
+    return passed
 
 
 def annular_share_nm2(lens: LensSettings) -> float:
@@ -207,17 +210,40 @@ def annular_share_nm2(lens: LensSettings) -> float:
     return float(0.01 * carbon_a2 / 6.0**_Z_POWER)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Patch:
+    """What of the sample is drawn at once, adatoms left out."""
+
+    x_nm: float  # its middle
+    y_nm: float
+    atoms: Atoms  # seen from there
+
+
 class Tem:
-    """Lens, sample and camera; `expose` and `video` are all that anybody needs."""
+    """Lens, sample and camera; `expose` and `video` are all that anybody needs.
+
+    What does not change from frame to frame is kept: the spectrum of all that stays where it is,
+    about a place within a few pixels of the frame's (moving a spectrum is exact), and the lens.
+    """
 
     def __init__(self, settings: TemSettings, sample: Sample | None = None) -> None:
         self.settings = settings
         self.sample = Sample(settings.sample) if sample is None else sample
         self._finer = math.ceil(settings.pixel_size_nm / _FINEST_NM)  # wave pixels a pixel
-        margin_px = math.ceil(_MARGIN_NM / settings.pixel_size_nm)
-        self._padded_px = settings.height_px + 2 * margin_px, settings.width_px + 2 * margin_px
-        self._margin_px = margin_px
-        self._last: tuple[Atoms, Wave] | None = None
+        least_px = math.ceil(_MARGIN_NM / settings.pixel_size_nm) + _SPARE_PX
+        self._margins_px = tuple(
+            _margin_px(side_px, least_px) for side_px in (settings.height_px, settings.width_px)
+        )
+        self._padded_px = (
+            settings.height_px + 2 * self._margins_px[0],
+            settings.width_px + 2 * self._margins_px[1],
+        )
+        self._patch: _Patch | None = None
+        self._phase: tuple[_Patch, Wave] | None = None
+        self._shine: tuple[_Patch, Wave] | None = None
+        self._thick: tuple[_Patch, Atoms, Wave] | None = None
+        self._lens: tuple[tuple[float, ...], Wave] | None = None
+        self._probe: tuple[tuple[float, ...], Wave] | None = None
 
     def expose(
         self,
@@ -240,23 +266,24 @@ class Tem:
         settings = self.settings
         drift_x, drift_y = self.drift_nm(number)
         x_nm, y_nm = x_nm - drift_x, y_nm - drift_y
-        atoms = self.sample.atoms(number)
+        patch = self._patch_about(x_nm, y_nm)
         dose_e = settings.dose_e_per_px
         if dose_e_per_a2 is not None:
             dose_e *= dose_e_per_a2 / settings.dose_e_per_a2
         rng = np.random.default_rng([settings.seed, 3, number])
+        if moving_nm is None:
+            after_x, after_y = self.drift_nm(number + 1)
+            moving_nm = after_x - drift_x, after_y - drift_y
         height_nm, width_nm = (side * settings.pixel_size_nm for side in self._padded_px)
-        seen = atoms.seen_from(x_nm, y_nm, width_nm, height_nm)
+        moving = self.sample.moving(number).seen_from(patch.x_nm, patch.y_nm, width_nm, height_nm)
+        away_nm = x_nm - patch.x_nm, y_nm - patch.y_nm
         if mode == "hrtem":
-            clean, noisy = self._photographed(
-                self._hrtem(seen, defocus_um, stig_um) * np.float32(dose_e), rng
-            )
+            image = self._hrtem(patch, moving, away_nm, defocus_um, stig_um)
+            clean, noisy = self._photographed(image * np.float32(dose_e), moving_nm, rng)
         else:
-            if moving_nm is None:
-                after_x, after_y = self.drift_nm(number + 1)
-                moving_nm = after_x - drift_x, after_y - drift_y
-            signal = self._haadf(seen, defocus_um, stig_um, moving_nm, rng) * np.float32(dose_e)
-            clean, noisy = signal, rng.poisson(signal).astype(np.float32)
+            image = self._haadf(patch, moving, away_nm, defocus_um, stig_um, moving_nm, rng)
+            clean = image * np.float32(dose_e)
+            noisy = rng.poisson(clean).astype(np.float32)
         clean.flags.writeable = noisy.flags.writeable = False
         side_nm = (
             settings.width_px * settings.pixel_size_nm,
@@ -271,7 +298,7 @@ class Tem:
             number=number,
             noisy_e=noisy,
             clean_e=clean,
-            atoms=atoms.seen_from(x_nm, y_nm, *side_nm),
+            atoms=patch.atoms.joined(moving).seen_from(*away_nm, *side_nm),
             defects=defects,
             x_nm=x_nm,
             y_nm=y_nm,
@@ -316,85 +343,181 @@ class Tem:
         drift_x, drift_y = settings.drift_nm_per_frame
         return number * drift_x + float(unrest[0]), number * drift_y + float(unrest[1])
 
-    def wave(self, atoms: Atoms) -> Wave:
-        """The wave that leaves these atoms, on the padded, finer grid; the last is kept."""
-        settings = self.settings
-        if self._last is not None and _is_same(self._last[0], atoms):
-            return self._last[1]
-        height, width = (side * self._finer for side in self._padded_px)
-        found = exit_wave(
-            atoms,
-            (height, width),
-            settings.pixel_size_nm / self._finer,
-            settings.lens.voltage_kv,
-            slice_nm=settings.slice_nm,
-            thermal_nm=settings.thermal_nm,
-        )
-        self._last = atoms, found
-        return found
+    def _patch_about(self, x_nm: float, y_nm: float) -> _Patch:
+        """On a grid of places, so that a frame does not depend on those taken before."""
+        pixel_nm = self.settings.pixel_size_nm
+        step_nm = 2 * _SPARE_PX * pixel_nm
+        x_nm, y_nm = step_nm * round(x_nm / step_nm), step_nm * round(y_nm / step_nm)
+        if self._patch is None or (self._patch.x_nm, self._patch.y_nm) != (x_nm, y_nm):
+            height_nm, width_nm = (side * pixel_nm for side in self._padded_px)
+            atoms = self.sample.still.seen_from(x_nm, y_nm, width_nm, height_nm)
+            self._patch = _Patch(x_nm, y_nm, atoms)
+        return self._patch
 
-    def _hrtem(self, atoms: Atoms, defocus_um: float, stig_um: tuple[float, float]) -> Image:
+    def _wave_spectrum(self, patch: _Patch, moving: Atoms, away_nm: tuple[float, float]) -> Wave:
+        """`numpy.fft.fft2` of the wave that leaves the sample, on the finer grid."""
+        settings, finer = self.settings, self._finer
+        shape_px = finer * self._padded_px[0], finer * self._padded_px[1]
+        pixel_nm, voltage_kv = settings.pixel_size_nm / finer, settings.lens.voltage_kv
+        if settings.slice_nm is None:
+            grid = shape_px, pixel_nm, voltage_kv, settings.thermal_nm
+            if self._phase is None or self._phase[0] is not patch:
+                self._phase = patch, phase_spectrum(patch.atoms, *grid)
+            spectrum = self._phase[1]
+            if len(moving.number):
+                spectrum = spectrum + phase_spectrum(moving, *grid)
+            phase = np.fft.irfft2(_moved(spectrum, shape_px[1], pixel_nm, away_nm), shape_px)
+            wave = np.empty(shape_px, np.complex64)
+            wave.real, wave.imag = np.cos(phase), np.sin(phase)
+            return np.asarray(np.fft.fft2(wave), np.complex64)
+        thick = self._thick
+        if thick is None or thick[0] is not patch or not _is_same(thick[1], moving):
+            wave = exit_wave(
+                patch.atoms.joined(moving),
+                shape_px,
+                pixel_nm,
+                voltage_kv,
+                slice_nm=settings.slice_nm,
+                thermal_nm=settings.thermal_nm,
+            )
+            thick = self._thick = patch, moving, np.asarray(np.fft.fft2(wave), np.complex64)
+        return _moved(thick[2], shape_px[1], pixel_nm, away_nm)
+
+    def _hrtem(
+        self,
+        patch: _Patch,
+        moving: Atoms,
+        away_nm: tuple[float, float],
+        defocus_um: float,
+        stig_um: tuple[float, float],
+    ) -> Image:
         """Electrons a pixel, per electron that comes in; through the lens and on to each pixel."""
-        wave = self.wave(atoms)
-        finer, margin = self._finer, self._margin_px
-        shape_px = wave.shape[0], wave.shape[1]
-        kx, ky = frequencies_per_nm(shape_px, self.settings.pixel_size_nm / finer)
-        passed = transfer(self.settings.lens, defocus_um, stig_um, kx, ky)
-        intensity = np.abs(np.fft.ifft2(np.fft.fft2(wave) * passed)) ** 2
-        rows, columns = self._padded_px
-        binned = intensity.reshape(rows, finer, columns, finer).mean(axis=(1, 3))
-        inner = binned[margin : rows - margin, margin : columns - margin]
-        return np.asarray(inner, np.float32)
+        spectrum = self._wave_spectrum(patch, moving, away_nm)
+        key = defocus_um, *stig_um
+        if self._lens is None or self._lens[0] != key:
+            shape_px = spectrum.shape[0], spectrum.shape[1]
+            pixel_nm = self.settings.pixel_size_nm / self._finer
+            kx, ky = frequencies_per_nm(shape_px, pixel_nm)
+            passed = transfer(self.settings.lens, defocus_um, stig_um, kx, ky)
+            self._lens = key, passed * within_band(shape_px, pixel_nm)
+        wave = np.fft.ifft2(spectrum * self._lens[1])
+        intensity = np.asarray(wave.real**2 + wave.imag**2, np.float32)
+        if self._finer > 1:
+            rows, columns = self._padded_px
+            folded = intensity.reshape(rows, self._finer, columns, self._finer)
+            intensity = folded.mean(axis=(1, 3), dtype=np.float32)
+        return self._inner(intensity)
 
     def _haadf(
         self,
-        atoms: Atoms,
+        patch: _Patch,
+        moving: Atoms,
+        away_nm: tuple[float, float],
         defocus_um: float,
         stig_um: tuple[float, float],
         moving_nm: tuple[float, float],
         rng: np.random.Generator,
     ) -> Image:
         """Electrons a pixel that the annulus takes, per electron that comes in."""
-        settings, lens, pixel_nm = self.settings, self.settings.lens, self.settings.pixel_size_nm
-        kx, ky = frequencies_per_nm(self._padded_px, pixel_nm)
-        spectrum = np.zeros(self._padded_px, np.complex128)
-        for element in np.unique(atoms.number):
-            here = atoms.number == element
-            found = structure_factor(atoms.x_nm[here], atoms.y_nm[here], self._padded_px, pixel_nm)
-            spectrum += float(element) ** _Z_POWER * found
-        coherent = lens.model_copy(update={"direction_mrad": 0.0})
-        # The probe is squared from its amplitude: on finer pixels, or it would fold onto itself.
-        finer = 2 * self._finer
-        fine_px = finer * self._padded_px[0], finer * self._padded_px[1]
-        fine_kx, fine_ky = frequencies_per_nm(fine_px, pixel_nm / finer)
-        pupil = transfer(coherent, defocus_um, stig_um, fine_kx, fine_ky, lens.probe_mrad)
-        probe = np.abs(np.fft.ifft2(pupil)) ** 2
-        kept = (np.rint(np.fft.fftfreq(side, 1.0 / side)).astype(int) for side in self._padded_px)
-        blur = lens.source_nm**2 + settings.thermal_nm**2
-        spectrum *= np.fft.fft2(probe / probe.sum())[np.ix_(*kept)]
-        spectrum *= np.exp(-2.0 * np.pi**2 * blur * (kx**2 + ky**2))
+        settings, pixel_nm = self.settings, self.settings.pixel_size_nm
+        if self._shine is None or self._shine[0] is not patch:
+            self._shine = patch, self._shining(patch.atoms)
+        spectrum = self._shine[1]
+        if len(moving.number):
+            spectrum = spectrum + self._shining(moving)
+        key = defocus_um, *stig_um
+        if self._probe is None or self._probe[0] != key:
+            self._probe = key, self._probe_spectrum(defocus_um, stig_um)
         # Row by row, at the places that the scan really visits while the sample moves on.
-        rows, margin = settings.height_px, self._margin_px
+        rows, (padded_rows, padded_columns) = settings.height_px, self._padded_px
+        spectrum = _moved(spectrum * self._probe[1], padded_columns, pixel_nm, away_nm)
         share = np.arange(rows)[:, None] / rows
         along_px = share * (-moving_nm[0] / pixel_nm)
         along_px = along_px + settings.row_jitter_px * rng.standard_normal((rows, 1))
-        down_px = np.arange(rows)[:, None] + margin + share * (moving_nm[1] / pixel_nm)
-        down = np.exp(2j * np.pi * down_px * np.fft.fftfreq(self._padded_px[0])[None, :])
-        moved = (down @ spectrum) * np.exp(
-            2j * np.pi * along_px * np.fft.fftfreq(self._padded_px[1])[None, :]
-        )
-        density = np.fft.ifft(moved, axis=1).real[:, margin : margin + settings.width_px]
-        scale = annular_share_nm2(lens) / (self._padded_px[0] * pixel_nm**2)
-        return np.asarray(np.maximum(density * scale, 0.0), np.float32)
+        down_px = np.arange(rows)[:, None] + self._margins_px[0] + share * (moving_nm[1] / pixel_nm)
+        scanned = ramp(-down_px * np.fft.fftfreq(padded_rows)[None, :]) @ spectrum
+        scanned *= ramp(-along_px * np.fft.rfftfreq(padded_columns)[None, :])
+        margin = self._margins_px[1]
+        density = np.fft.irfft(scanned, padded_columns)[:, margin : margin + settings.width_px]
+        scale = annular_share_nm2(settings.lens) / (padded_rows * pixel_nm**2)
+        return np.asarray(np.maximum(density * np.float32(scale), 0.0), np.float32)
 
-    def _photographed(self, incident_e: Image, rng: np.random.Generator) -> tuple[Image, Image]:
+    def _shining(self, atoms: Atoms) -> Wave:
+        """`numpy.fft.rfft2` of what atoms scatter at points of their own."""
+        pixel_nm, padded_px = self.settings.pixel_size_nm, self._padded_px
+        total = np.zeros((padded_px[0], padded_px[1] // 2 + 1), np.complex64)
+        for element in np.unique(atoms.number):
+            here = atoms.number == element
+            x_nm, y_nm = atoms.x_nm[here], atoms.y_nm[here]
+            found = structure_factor(x_nm, y_nm, padded_px, pixel_nm, is_half=True)
+            total += np.float32(float(element) ** _Z_POWER) * found
+        return total
+
+    def _probe_spectrum(self, defocus_um: float, stig_um: tuple[float, float]) -> Wave:
+        """`numpy.fft.rfft2` of the probe's intensity, source and atoms' motion in it; 1 at 0."""
+        settings, lens, pixel_nm = self.settings, self.settings.lens, self.settings.pixel_size_nm
+        coherent = lens.model_copy(update={"direction_mrad": 0.0})
+        # Squared from its amplitude, the probe holds twice the frequencies of its pupil.
+        widest = 4.0 * 1e-3 * lens.probe_mrad / wavelength_nm(lens.voltage_kv)
+        finer = max(1, math.ceil(widest * pixel_nm))
+        fine_px = finer * self._padded_px[0], finer * self._padded_px[1]
+        kx, ky = frequencies_per_nm(fine_px, pixel_nm / finer)
+        pupil = transfer(coherent, defocus_um, stig_um, kx, ky, lens.probe_mrad)
+        probe = np.fft.ifft2(pupil)
+        intensity = probe.real**2 + probe.imag**2
+        spectrum = np.fft.rfft2(intensity / intensity.sum())
+        kept_rows = np.rint(np.fft.fftfreq(self._padded_px[0], 1.0 / self._padded_px[0]))
+        kept_columns = np.arange(self._padded_px[1] // 2 + 1)
+        spectrum = spectrum[np.ix_(kept_rows.astype(int), kept_columns)]
+        kx, ky = frequencies_per_nm(self._padded_px, pixel_nm)
+        blur = lens.source_nm**2 + settings.thermal_nm**2
+        damping = np.exp(-2.0 * np.pi**2 * blur * (kx[:, kept_columns] ** 2 + ky**2))
+        return np.asarray(spectrum * damping, np.complex64)
+
+    def _inner(self, padded: Image) -> Image:
+        (rows, columns), (down, right) = self._padded_px, self._margins_px
+        return padded[down : rows - down, right : columns - right]
+
+    def _photographed(
+        self, incident_e: Image, moving_nm: tuple[float, float], rng: np.random.Generator
+    ) -> tuple[Image, Image]:
         """(clean, noisy) from the mean number of electrons at each pixel."""
-        camera = self.settings.camera
-        ratio = np.maximum(_filtered(incident_e, camera.mtf_ratio, 1.0 / camera.ntf_ratio), 0.0)
+        camera, pixel_nm = self.settings.camera, self.settings.pixel_size_nm
+        smear_px = moving_nm[0] / pixel_nm, -moving_nm[1] / pixel_nm
+        ratio = _filtered(incident_e, camera.mtf_ratio, 1.0 / camera.ntf_ratio, smear_px=smear_px)
+        ratio = np.maximum(ratio, 0.0)
         counted = rng.poisson(camera.dqe_ratio * ratio) / camera.dqe_ratio
         noisy = _filtered(counted.astype(np.float32), camera.ntf_ratio)
-        noisy += camera.read_noise_e * rng.standard_normal(noisy.shape, np.float32)
+        noisy += np.float32(camera.read_noise_e) * rng.standard_normal(noisy.shape, np.float32)
         return _filtered(ratio, camera.ntf_ratio), noisy
+
+
+def _margin_px(side_px: int, least_px: int) -> int:
+    """The next margin with which the whole has small factors only, and transforms quickly."""
+    return next(
+        margin
+        for margin in range(least_px, least_px + _MOST_MARGINS)
+        if _has_small_factors(side_px + 2 * margin) or margin == least_px + _MOST_MARGINS - 1
+    )
+
+
+def _has_small_factors(number: int) -> bool:
+    for factor in (2, 3, 5, 7, 11):
+        while number % factor == 0:
+            number //= factor
+    return number == 1
+
+
+def _moved(spectrum: Wave, width_px: int, pixel_nm: float, away_nm: tuple[float, float]) -> Wave:
+    """Of a picture of that width, seen from a place away from its middle; full or half spectra."""
+    if away_nm == (0.0, 0.0):
+        return spectrum
+    height_px, columns = spectrum.shape
+    across = np.fft.fftfreq(width_px) if columns == width_px else np.fft.rfftfreq(width_px)
+    right, up = away_nm[0] / pixel_nm, away_nm[1] / pixel_nm
+    moved = spectrum * ramp(up * np.fft.fftfreq(height_px))[:, None]
+    moved *= ramp(-right * across)
+    return moved
 
 
 def _is_same(first: Atoms, second: Atoms) -> bool:
@@ -403,14 +526,22 @@ def _is_same(first: Atoms, second: Atoms) -> bool:
     )
 
 
-def _filtered(image: Image, *at_nyquist: float) -> Image:
-    """Through Lorentzians that are r at Nyquist, and 1 at 0; r > 1: one over that of 1 / r."""
-    height, width = image.shape
-    square = (2.0 * np.fft.fftfreq(height)[:, None]) ** 2 + (2.0 * np.fft.rfftfreq(width)) ** 2
+def _filtered(
+    image: Image, *at_nyquist: float, smear_px: tuple[float, float] = (0.0, 0.0)
+) -> Image:
+    """Through Lorentzians that are r at Nyquist, and 1 at 0; r > 1: one over that of 1 / r.
+
+    smear_px: to the right and down, the way that the image has moved meanwhile.
+    """
+    down = np.fft.fftfreq(image.shape[0]).astype(np.float32)[:, None]
+    across = np.fft.rfftfreq(image.shape[1]).astype(np.float32)[None, :]
+    square = 4.0 * (down**2 + across**2)
     spectrum = np.fft.rfft2(image)
     for ratio in at_nyquist:
         if ratio <= 1.0:
-            spectrum /= 1.0 + (1.0 / ratio - 1.0) * square
+            spectrum /= np.float32(1.0) + np.float32(1.0 / ratio - 1.0) * square
         else:
-            spectrum *= 1.0 + (ratio - 1.0) * square
+            spectrum *= np.float32(1.0) + np.float32(ratio - 1.0) * square
+    if smear_px != (0.0, 0.0):
+        spectrum *= np.sinc(np.float32(smear_px[0]) * across + np.float32(smear_px[1]) * down)
     return np.asarray(np.fft.irfft2(spectrum, image.shape), np.float32)

@@ -460,13 +460,17 @@ class _Body:
 
     def shot(self, exposure: TemExposure, column: Tem) -> Shot:
         """What the sample and the lens made of one exposure."""
+        mode = self.fields[exposure.objective].mode
+        # A scan is drawn from where its first row is.
+        share = 0.5 if mode == "haadf" else 0.0
+        moving_x, moving_y = exposure.moving_nm
         return column.expose(
             exposure.defocus_um,
             (exposure.stig_x_um, exposure.stig_y_um),
             number=exposure.number,
-            x_nm=1e3 * exposure.x_um,
-            y_nm=1e3 * exposure.y_um,
-            mode=self.fields[exposure.objective].mode,
+            x_nm=1e3 * exposure.x_um + share * moving_x,
+            y_nm=1e3 * exposure.y_um + share * moving_y,
+            mode=mode,
             dose_e_per_a2=exposure.dose_e_per_a2,
             moving_nm=exposure.moving_nm,
         )
