@@ -58,6 +58,7 @@ _MODEL_SIGMA_NM: Final = 0.5  # of defocus and stigmators, by what the model lea
 _LEAST_GAIN: Final = 30.0  # of log likelihood over noise alone: something is seen
 _LEAST_LEAD: Final = 6.0  # over the next best focus: the choice is sure
 _LEAD_RATIO: Final = 0.015  # of the gain, added to that: what the model leaves out may cost it
+_LEAD_RATIO_RINGS: Final = 0.25  # likewise without a lattice to fit: its tails are not modelled
 _MOST_SIGMA_RATIO: Final = 0.02  # of the range searched
 
 
@@ -515,7 +516,8 @@ def _answer(
     other = apart[0] if apart else None
     lead = math.inf if other is None else gain - other[1]
     turned = [one for one in apart if one[0][0] * at[0] <= 0.0]
-    least_lead = _LEAST_LEAD + _LEAD_RATIO * max(gain, 0.0)
+    lead_ratio = _LEAD_RATIO if scene.spots is not None else _LEAD_RATIO_RINGS
+    least_lead = _LEAST_LEAD + lead_ratio * max(gain, 0.0)
     is_sign_known = not turned or gain - turned[0][1] >= least_lead
     width_nm = 1e3 * (search_um[1] - search_um[0])
     reason = ""
