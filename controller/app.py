@@ -45,9 +45,11 @@ from inference.openvino_engine import OpenVinoEngine, openvino_here
 from inference.restore.api import Restorer
 from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
 from inference.training.flake_examples import Example, example_of
+from inference.training.restore_examples import CleanScene
 from simulator.clock import VirtualTimeLoop
 from simulator.flake_frames import labelled_frame
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
+from simulator.restore_frames import Domain, clean_frame
 from simulator.sem import SemSettings, SimulatedSem
 from simulator.tem_instrument import SimulatedTem, TemInstrumentSettings
 
@@ -207,6 +209,22 @@ def flake_examples(
         return
     with processes(jobs or os.cpu_count() or 1) as pool:
         yield from filter(None, pool.map(_flake_example, tasks, chunksize=4))
+
+
+def restore_scenes(seed: int, scenes: int, domain: Domain, jobs: int = 0) -> Iterator[CleanScene]:
+    """What the restoring networks learn from, or are measured on; the same seed gives the same."""
+    tasks = [(seed, number, domain) for number in range(scenes)]
+    if jobs == 1:
+        yield from map(_restore_scene, tasks)
+        return
+    with processes(jobs or os.cpu_count() or 1) as pool:
+        yield from pool.map(_restore_scene, tasks, chunksize=4)
+
+
+def _restore_scene(task: tuple[int, int, Domain]) -> CleanScene:
+    cv2.setNumThreads(1)
+    frame = clean_frame(*task)
+    return CleanScene.of(frame.family, frame.level, *frame.doses_e)
 
 
 def _flake_example(task: tuple[int, int, float]) -> Example | None:

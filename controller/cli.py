@@ -22,7 +22,7 @@ from controller.commands.doctor import examine
 from controller.commands.evaluate import replay_stack, score_flakes, score_restoration
 from controller.commands.focus import Asked, focus_here
 from controller.commands.search import resume_search, start_search
-from controller.commands.train import train_flakes, train_focus
+from controller.commands.train import train_flakes, train_focus, train_restore
 from controller.commands.watch import watch_here
 from controller.errors import BadSettings, ControllerError
 from controller.record.rundir import NotARun
@@ -365,6 +365,39 @@ def flakes_network(
         _console(),
         seed=seed,
         photographs=photographs,
+        steps=steps,
+        minutes=minutes,
+        jobs=jobs,
+        quick=quick,
+        out=out,
+    )
+
+
+@train_cli.command("restore")
+def restore_network(
+    *,
+    size: Annotated[
+        Literal["live", "quality"], typer.Option(help="live: at the camera's speed")
+    ] = "live",
+    seed: int = 1,
+    scenes: Annotated[
+        int, typer.Option(min=32, max=100_000, help="simulated; 130 kB of memory each")
+    ] = 4_000,
+    steps: Annotated[int, typer.Option(min=60, max=10_000_000)] = 36_000,
+    minutes: Annotated[
+        float,
+        typer.Option(min=0.1, max=10_000.0, help="of this run; called again, it goes on"),
+    ] = 60.0,
+    jobs: Jobs = 0,
+    out: OutFolder = Path("trained"),
+    quick: Miniature = False,
+) -> None:
+    """Train a network that takes noise off frames. Needs torch: pip install scopeloop[train]."""
+    train_restore(
+        _console(),
+        size=size,
+        seed=seed,
+        scenes=scenes,
         steps=steps,
         minutes=minutes,
         jobs=jobs,

@@ -49,6 +49,13 @@ _SPECIMENS: Final[dict[Domain, tuple[SpecimenKind, ...]]] = {
     "train": ("gold_on_carbon", "tin_balls", "laths", "fibres"),
     "test": ("superalloy", "square_grid"),
 }
+_DOSES_E: Final[dict[Family, tuple[float, float]]] = {
+    "stem": (2.0, 1e3),
+    "surface": (1.0, 300.0),
+    "picture": (1.0, 300.0),
+    "chip": (100.0, 2e4),
+}
+_HRTEM_E_PER_A2: Final = (300.0, 1e5)
 _UNSEEN_KV: Final = (70.0, 100.0)
 _UNSEEN_DEFOCUS_NM: Final = (4.0, 7.0)
 _CHIPS: Final = 12
@@ -62,6 +69,14 @@ class CleanFrame:
     kind: str
     level: Grey  # (h, w); 1: electrons a pixel that come in (hrtem), else a bright pixel
     pixel_size_nm: float
+
+    @property
+    def doses_e(self) -> tuple[float, float]:
+        """Electrons a pixel where the level is 1, from the least to the most that's usual."""
+        if self.family == "hrtem":
+            low, high = ((10.0 * self.pixel_size_nm) ** 2 * dose for dose in _HRTEM_E_PER_A2)
+            return low, high
+        return _DOSES_E[self.family]
 
 
 def clean_frame(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from rich.console import Console
 
@@ -18,12 +18,15 @@ from inference.engine import Card, card_path
 _QUICK_OBJECTS: Final = 96
 _QUICK_EPOCHS: Final = 3
 _QUICK_PHOTOGRAPHS: Final = 24
+_QUICK_SCENES: Final = 32
+_QUICK_STEPS: Final = 60
 _LEAST_CHECKS: Final = 12
 _CHECKS_SEED: Final = 900_000
 _STRANGE_SHARE: Final = 0.1
 _STRANGE_CHECKS_SHARE: Final = 0.3  # what to refuse is learnt from them
 _CPU_BATCH, _CPU_CROP = 8, 64
 
+Size: TypeAlias = Literal["live", "quality"]
 Thing = TypeVar("Thing")
 
 
@@ -90,6 +93,35 @@ def train_flakes(
             told,
         )
     _show(console, card, out / "flakenet.onnx")
+
+
+def train_restore(
+    console: Console,
+    *,
+    size: Size,
+    seed: int,
+    scenes: int,
+    steps: int,
+    minutes: float,
+    jobs: int,
+    quick: bool,
+    out: Path,
+) -> None:
+    """Train a restoring network, or go on with it; writes ONNX file, card and checkpoint."""
+    _check_torch()
+    from inference.training.restore import Recipe, train
+
+    recipe = Recipe(out, size, seed, steps, most_seconds=60.0 * minutes)
+    if quick:
+        scenes, recipe = _QUICK_SCENES, replace(recipe, steps=_QUICK_STEPS)
+    checks = max(scenes // 32, _LEAST_CHECKS)
+    with bar(console, f"train restore, {size}") as told:
+        learn = list(
+            _counted(app.restore_scenes(seed, scenes, "train", jobs), scenes, "scenes", told)
+        )
+        test = app.restore_scenes(seed, checks, "test", jobs)
+        card = train(learn, list(_counted(test, checks, "scenes to check", told)), recipe, told)
+    _show(console, card, recipe.model)
 
 
 def _counted(things: Iterable[Thing], total: int, name: str, told: Told) -> Iterator[Thing]:
