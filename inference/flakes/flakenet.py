@@ -36,11 +36,8 @@ from inference.api import BadModel, Calibration, Detection, FlakeAnswer, ImageRG
 from inference.engine import Engine
 from inference.flakes.calibration import SubstrateCalibration
 from inference.flakes.evidence import (
-    CLASSES,
     DIRT_CLASS,
     FIVE_CLASS,
-    LEAST_CONTENT,
-    NO_CONTENT,
     THICK_CLASS,
     evidence,
     rungs_of,
@@ -48,14 +45,18 @@ from inference.flakes.evidence import (
 from inference.flakes.frame import PreparedFrame
 from inference.flakes.ladder import Ladder
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, wafers_of
+from inference.flakes.proposals import (
+    LOGITS,
+    Measures,
+    Posterior,
+    Region,
+    decoded,
+    measured,
+    own_regions,
+)
 
 FloatArray = npt.NDArray[np.float32]
-_Pixels = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]  # rows, columns
 
-_LOGITS = 4 * len(CLASSES)
-_WORTH_LOOKING = -3.0  # log odds against bare substrate below which a place is left out
-_KERNEL3 = np.ones((3, 3), dtype=np.uint8)
-_INNER_PX = 12  # half-resolution pixels that a judgement should rest on
 _LEAST_FLAKE = 0.15  # of the mean posterior: less is dirt or substrate
 _CALIBRATED = 0.25  # confidence of a calibration from which the physics' own verdict leads
 _ADDED = 0.8  # probability of the network's own regions to be added to a calibrated answer
@@ -71,7 +72,6 @@ _OWN_WEIGHTS = (0.66, 0.14, 1.94, 1.22, -0.53, -2.41, 0.28, -5.83)
 # Photographs of 22 real chips reach 0.3, crowded ones 1.6 and 3.4, where simulated ones stay below
 # 3; out of focus or under strange residue they lie mostly at 4 ... 18, other micrographs beyond.
 ODDITY_OF_ORDINARY = 3.5
-_OWN_SHARE = 0.45  # probability from which a pixel belongs to a region of the network's own
 _SAME_SHARE = 0.5  # of the smaller one's pixels: two proposals for the same thing
 _NAMED_LAYERS = 6
 _GREY_SHARE = 0.995  # of the pixels: equal channels there are no accident
@@ -79,40 +79,6 @@ _GREY_SHARE = 0.995  # of the pixels: equal channels there are no accident
 
 UNKNOWN_TO_NETWORK = "unlike any chip that the network knows"
 """So begins the reason of an answer that is the physics' alone because the frame is odd."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Posterior:
-    """What the network says of one photograph, for one material, on the half-resolution grid."""
-
-    best: npt.NDArray[np.uint8]  # (h, w) index into CLASSES
-    places: npt.NDArray[np.int32]  # (h // 2, w // 2) its n in `shares`, -1: bare substrate
-    shares: FloatArray  # (4, len(CLASSES), n) probabilities of the four pixels of a place
-    borders: FloatArray  # (4, n) probability of a border
-    oddity: float  # > 0: unlike most simulated photographs of chips
-
-    def at(
-        self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]
-    ) -> tuple[FloatArray, FloatArray]:
-        """Probabilities of half-resolution pixels, (n, len(CLASSES)), and of a border, (n,)."""
-        place, part = self.places[rows >> 1, columns >> 1], (rows & 1) * 2 + (columns & 1)
-        if not self.borders.size:
-            shares = np.zeros((len(rows), len(CLASSES)), dtype=np.float32)
-            shares[:, 0] = 1.0
-            return shares, np.zeros(len(rows), dtype=np.float32)
-        shares = self.shares[part, :, place]
-        borders = self.borders[part, place]
-        bare = place < 0
-        if bare.any():
-            shares[bare] = 0.0
-            shares[bare, 0] = 1.0
-            borders[bare] = 0.0
-        return shares, borders
-
-    def plane(self, number: int, rows: slice, columns: slice) -> FloatArray:
-        """Probability of one class in a box of half-resolution pixels."""
-        y, x = np.mgrid[rows, columns]
-        return np.asarray(self.at(y.ravel(), x.ravel())[0][:, number].reshape(y.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +106,8 @@ class Signs:
 
     def probability(self) -> float:
         """That it overlaps a real flake by half or more."""
+        if self.flake < _LEAST_FLAKE:
+            return 0.0
         terms = (
             _odds(self.flake),
             _odds(self.wanted),
@@ -157,45 +125,6 @@ class Signs:
 
 def _odds(share: float) -> float:
     return math.log((share + 1e-3) / (1.0 - share + 1e-3))
-
-
-def decoded(answer: FloatArray, height: int, width: int) -> Posterior:
-    """The network's planes, (OUTPUTS, rows, columns), for a half-size image of (height, width)."""
-    rows, columns = answer.shape[1:]
-    logits = answer[:_LOGITS].reshape(4, len(CLASSES), rows * columns)
-    other = logits[0, 1].copy()
-    for k in range(4):
-        for number in range(1, len(CLASSES)):
-            np.maximum(other, logits[k, number], out=other)
-    bare = np.minimum(np.minimum(logits[0, 0], logits[1, 0]), np.minimum(*logits[2:, 0]))
-    looked_at = np.flatnonzero(other - bare > _WORTH_LOOKING)
-    places = np.full(rows * columns, -1, dtype=np.int32)
-    places[looked_at] = np.arange(looked_at.size)
-    shares = np.take(logits, looked_at, axis=2)  # (4, classes, n)
-    largest = shares[:, 0].copy()
-    winner = np.zeros(largest.shape, dtype=np.uint8)
-    for number in range(1, len(CLASSES)):
-        winner[shares[:, number] > largest] = number
-        np.maximum(largest, shares[:, number], out=largest)
-    shares -= largest[:, None]
-    np.exp(shares, out=shares)
-    shares /= shares.sum(axis=1)[:, None]
-    best = np.zeros((2 * rows, 2 * columns), dtype=np.uint8)
-    y, x = np.divmod(looked_at, columns)
-    for k in range(4):
-        best[2 * y + k // 2, 2 * x + k % 2] = winner[k]
-    borders = np.take(answer[_LOGITS : _LOGITS + 4].reshape(4, -1), looked_at, axis=1)
-    there = np.zeros(rows * columns, dtype=np.float32)
-    there[looked_at] = 1.0 - shares[:, 0].mean(axis=0)
-    there[there <= NO_CONTENT] = 0.0
-    content = there.reshape(rows // 8, 8, columns // 8, 8).mean(axis=(1, 3)) + LEAST_CONTENT
-    return Posterior(
-        best=best[:height, :width],
-        places=places.reshape(rows, columns),
-        shares=shares,
-        borders=np.asarray(1.0 / (1.0 + np.exp(-borders)), dtype=np.float32),
-        oddity=float((content * answer[-1, ::8, ::8]).sum() / content.sum()),
-    )
 
 
 class FlakeNetDetector:
@@ -276,19 +205,20 @@ class FlakeNetDetector:
         found: list[_Judged] = []
         for steps in chosen.ladders:
             posterior = seen[steps.material]
-            theirs = [_Region.of(d) for d in proposed.detections if d.material == steps.material]
+            theirs = [Region.of(d) for d in proposed.detections if d.material == steps.material]
             mine = own_regions(posterior, frame, min_area_px)
-            found += judge.judged([*theirs, *mine], posterior, steps)
+            # Apart: of regions that overlap only one would be measured there.
+            found += judge.judged(theirs, posterior, steps)
+            found += judge.judged(mine, posterior, steps)
         answer = replace(proposed, detections=tuple(_apart(found, is_calibrated)))
         return FlakeView(answer, is_physics=False, oddity=oddity, dirt_share=dirt_share)
 
     def _posterior(self, frame: PreparedFrame, steps: Ladder) -> Posterior:
         planes = evidence(frame.half, frame.inverse_half, rungs_of(steps), frame.full_scale)
         answer = self._engine.run(planes[None])
-        if answer.shape != (1, _LOGITS + 5, *planes.shape[1:]) or not np.isfinite(answer).all():
+        if answer.shape != (1, LOGITS + 5, *planes.shape[1:]) or not np.isfinite(answer).all():
             raise BadModel(
-                f"FlakeNet promised finite {(1, _LOGITS + 5, *planes.shape[1:])}, "
-                f"got {answer.shape}"
+                f"FlakeNet promised finite {(1, LOGITS + 5, *planes.shape[1:])}, got {answer.shape}"
             )
         return decoded(answer[0], *frame.half.shape[:2])
 
@@ -324,109 +254,6 @@ def _without_colour(pixels: ImageRGB, bit_depth: int) -> str:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Region:
-    """A proposal: where something may lie, and which contrast it has."""
-
-    mask: npt.NDArray[np.bool_]  # (h, w) inside its box
-    left: int
-    top: int
-    contrast_rgb: tuple[float, float, float]
-    physics: Detection | None  # None: the network's own
-
-    @classmethod
-    def of(cls, detection: Detection) -> _Region:
-        """A terrace of the physics' segmentation."""
-        return cls(
-            detection.mask,
-            detection.box_x_px,
-            detection.box_y_px,
-            detection.contrast_rgb,
-            detection,
-        )
-
-    def parts(self, shape: tuple[int, int]) -> tuple[_Pixels, _Pixels]:
-        """Half-resolution pixels inside it and along its edge; both may be few, not the first none.
-
-        shape: of the half-size image.
-        """
-        top, left = (self.top + 1) // 2, (self.left + 1) // 2
-        small = self.mask[self.top & 1 :: 2, self.left & 1 :: 2]
-        small = small[: shape[0] - top, : shape[1] - left].astype(np.uint8)
-        padded = np.pad(small, 1).astype(np.uint8)
-        once = np.asarray(cv2.erode(padded, _KERNEL3), dtype=np.uint8)
-        twice = np.asarray(cv2.erode(once, _KERNEL3), dtype=np.uint8)
-        inside = padded
-        for core in (twice, once):
-            if int(core.sum()) >= _INNER_PX:
-                inside = core
-                break
-        rim = padded - once
-        found = []
-        for part in (inside, rim):
-            rows, columns = np.nonzero(part[1:-1, 1:-1])
-            found.append((rows + top, columns + left))
-        return found[0], found[1]
-
-
-def own_regions(posterior: Posterior, frame: PreparedFrame, min_area_px: float) -> list[_Region]:
-    """Connected pixels of one flake class, as the network alone would cut them."""
-    is_flake = cv2.inRange(posterior.best, (1,), (DIRT_CLASS - 1,))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(is_flake, connectivity=4)
-    found = []
-    for blob in range(1, count):
-        left, top, w, h, area = stats[blob].tolist()
-        if 4 * area < min_area_px:
-            continue
-        box = slice(top, top + h), slice(left, left + w)
-        classes = np.where(labels[box] == blob, posterior.best[box], 0).astype(np.uint8)
-        for number in (np.flatnonzero(np.bincount(classes.ravel())[1:]) + 1).tolist():
-            layer = (classes == number).astype(np.uint8)
-            pieces, parts, sizes, _ = cv2.connectedComponentsWithStats(layer, connectivity=4)
-            for k in range(1, pieces):
-                x, y, wide, high, px = sizes[k].tolist()
-                if 4 * px < min_area_px:
-                    continue
-                part = (parts[y : y + high, x : x + wide] == k).astype(np.uint8)
-                found.append(_own_region(posterior, frame, number, part, left + x, top + y))
-    return [region for region in found if region is not None]
-
-
-def _own_region(
-    posterior: Posterior,
-    frame: PreparedFrame,
-    number: int,
-    part: npt.NDArray[np.uint8],
-    left: int,
-    top: int,
-) -> _Region | None:
-    """One piece at full resolution: where the class's interpolated probability is high enough."""
-    height, width = posterior.best.shape
-    x0, y0 = max(left - 1, 0), max(top - 1, 0)
-    x1, y1 = min(left + part.shape[1] + 1, width), min(top + part.shape[0] + 1, height)
-    around = (top - y0, y1 - top - part.shape[0]), (left - x0, x1 - left - part.shape[1])
-    wider = np.pad(part, around)
-    ys, xs = np.nonzero(cv2.erode(np.pad(part, 1), _KERNEL3)[1:-1, 1:-1])
-    if ys.size < _INNER_PX:
-        ys, xs = np.nonzero(part)
-    ratio = frame.half[ys + top, xs + left] * frame.inverse_half[ys + top, xs + left]
-    red, green, blue = (float(v) for v in np.median(ratio, axis=0) - 1.0)
-    share = posterior.plane(number, slice(y0, y1), slice(x0, x1))
-    share *= cv2.dilate(wider, _KERNEL3)
-    size = (2 * (x1 - x0), 2 * (y1 - y0))
-    fine = cv2.resize(share, size, interpolation=cv2.INTER_LINEAR)
-    mask = _largest(np.asarray(fine > _OWN_SHARE, dtype=np.bool_))
-    return None if mask is None else _Region(mask, 2 * x0, 2 * y0, (red, green, blue), None)
-
-
-def _largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_] | None:
-    """Its largest connected piece; None where it is empty."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
-    if count < 2:
-        return None
-    return np.asarray(labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])), dtype=np.bool_)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Judged:
     """A proposal that was taken, and whose it was."""
 
@@ -439,26 +266,54 @@ def _apart(found: Sequence[_Judged], physics_first: bool) -> list[Detection]:
 
     physics_first: the network's own only where the physics found nothing.
     """
-    kept: list[Detection] = []
-    for one in sorted(found, key=lambda j: (physics_first and j.is_own, -j.detection.score)):
-        if all(_shared(one.detection, other) < _SAME_SHARE for other in kept):
-            kept.append(one.detection)
-    return sorted(kept, key=lambda d: -d.score)
+    order = sorted(found, key=lambda j: (physics_first and j.is_own, -j.detection.score))
+    ranked = [one.detection for one in order]
+    meets = _boxes_meet(ranked)
+    kept: list[int] = []
+    for k, one in enumerate(ranked):
+        others = (ranked[j] for j in kept if meets[k, j])
+        if all(_shared(one, other) < _SAME_SHARE for other in others):
+            kept.append(k)
+    return sorted((ranked[k] for k in kept), key=lambda d: -d.score)
+
+
+def _boxes_meet(found: Sequence[Detection]) -> npt.NDArray[np.bool_]:
+    """Whether the boxes of two detections have pixels in common, (n, n)."""
+    left, top = (np.array([d.box_x_px for d in found]), np.array([d.box_y_px for d in found]))
+    right = left + np.array([d.mask.shape[1] for d in found], dtype=left.dtype)
+    bottom = top + np.array([d.mask.shape[0] for d in found], dtype=top.dtype)
+    across = (left[:, None] < right) & (left < right[:, None])
+    return np.asarray(across & (top[:, None] < bottom) & (top < bottom[:, None]), dtype=np.bool_)
 
 
 def _shared(one: Detection, other: Detection) -> float:
-    """Common pixels over those of the smaller."""
+    """Common pixels over those of the smaller; their boxes meet."""
     left, top = max(one.box_x_px, other.box_x_px), max(one.box_y_px, other.box_y_px)
     right = min(one.box_x_px + one.mask.shape[1], other.box_x_px + other.mask.shape[1])
     bottom = min(one.box_y_px + one.mask.shape[0], other.box_y_px + other.mask.shape[0])
-    if right <= left or bottom <= top:
-        return 0.0
     parts = [
         d.mask[top - d.box_y_px : bottom - d.box_y_px, left - d.box_x_px : right - d.box_x_px]
         for d in (one, other)
     ]
     common = int(np.count_nonzero(parts[0] & parts[1]))
     return common / max(min(one.area_px, other.area_px), 1)
+
+
+def _signs(region: Region, seen: Measures, k: int, wanted: FloatArray) -> Signs:
+    """Those of one region, its layers' probabilities being `wanted`."""
+    shares = seen.shares[k]
+    flake = float(shares[1:DIRT_CLASS].sum())
+    area_px = float(max(int(np.count_nonzero(region.mask)), 1))
+    return Signs(
+        flake=flake,
+        wanted=float(wanted.sum()),
+        agreement=float(shares[_class_of(int(np.argmax(wanted)) + 1)]) / max(flake, 1e-6),
+        rim_border=float(seen.rim_border[k]),
+        inner_border=float(seen.inner_border[k]),
+        rim_share=int(seen.rim_px[k]) / max(area_px / 4.0, 1.0),
+        area_px=area_px,
+        is_own=region.physics is None,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -471,37 +326,37 @@ class _Judge:
     min_area_px: float
 
     def judged(
-        self, regions: Sequence[_Region], posterior: Posterior, steps: Ladder
+        self, regions: Sequence[Region], posterior: Posterior, steps: Ladder
     ) -> list[_Judged]:
         """Those that are flakes and wanted, with scores."""
-        taken = [self._taken(region, posterior, steps) for region in regions]
-        pairs = zip(taken, regions, strict=True)
-        return [_Judged(d, region.physics is None) for d, region in pairs if d is not None]
+        if not regions:
+            return []
+        seen = measured(regions, posterior)
+        contrast = np.array([region.contrast_rgb for region in regions], dtype=np.float32)
+        layers = self._layers(seen.shares, contrast, steps)
+        _, off_ladder = steps.nearest(contrast)
+        found = []
+        for k, region in enumerate(regions):
+            share = _signs(region, seen, k, layers[k, : self.settings.max_layers]).probability()
+            one = self._taken(region, share, layers[k], float(off_ladder[k]), steps)
+            if one is not None:
+                found.append(_Judged(one, region.physics is None))
+        return found
 
-    def _taken(self, region: _Region, posterior: Posterior, steps: Ladder) -> Detection | None:
+    def _taken(
+        self,
+        region: Region,
+        share: float,
+        layers: FloatArray,
+        off_ladder: float,
+        steps: Ladder,
+    ) -> Detection | None:
         is_calibrated = self.calibration.confidence >= _CALIBRATED
-        inside, rim = region.parts(posterior.best.shape[:2])
-        shares, borders = posterior.at(*inside)
-        mean = shares.mean(axis=0) if len(shares) else np.zeros(len(CLASSES), dtype=np.float32)
-        flake = float(mean[1:DIRT_CLASS].sum())
-        layers = self._layers(mean, np.asarray(region.contrast_rgb, dtype=np.float32), steps)
-        wanted = layers[: self.settings.max_layers]
-        best = int(np.argmax(wanted))
-        signs = Signs(
-            flake=flake,
-            wanted=float(wanted.sum()),
-            agreement=float(mean[_class_of(best + 1)]) / max(flake, 1e-6),
-            rim_border=float(posterior.at(*rim)[1].mean()) if rim[0].size else 0.0,
-            inner_border=float(borders.mean()) if borders.size else 0.0,
-            rim_share=rim[0].size / max(float(region.mask.sum()) / 4.0, 1.0),
-            area_px=float(max(region.mask.sum(), 1)),
-            is_own=region.physics is None,
-        )
-        share = signs.probability() if flake >= _LEAST_FLAKE else 0.0
         if region.physics is not None and is_calibrated:
             trust = _DOUBTED + (1.0 - _DOUBTED) * share
             return replace(region.physics, score=region.physics.score * trust)
-        ranked = sorted(enumerate(wanted.tolist(), 1), key=lambda pair: -pair[1])[:_NAMED_LAYERS]
+        wanted = layers[: self.settings.max_layers].tolist()
+        ranked = sorted(enumerate(wanted, 1), key=lambda pair: -pair[1])[:_NAMED_LAYERS]
         if region.physics is not None:
             if share < max(_LEAST_SCORE, self.settings.score_min):
                 return None
@@ -510,36 +365,38 @@ class _Judge:
             return None
         named = tuple(pair for pair in ranked if pair[1] > 1e-4 or pair == ranked[0])
         score = share * _ADDED_SCORE if is_calibrated else share
-        return self._own_detection(region, steps, named, score)
+        return self._own_detection(region, steps, named, score, off_ladder)
 
-    def _layers(self, mean: FloatArray, contrast: FloatArray, steps: Ladder) -> FloatArray:
-        """Probability of 1, 2 ... layers, given that it is a flake at all."""
+    def _layers(self, shares: FloatArray, contrast: FloatArray, steps: Ladder) -> FloatArray:
+        """Probabilities of 1, 2 ... layers, (n, layers), given that it is a flake at all."""
         most = max(int(steps.thickness_layers[-1]), self.settings.max_layers, 8)
         doubt = 1.0 - self.calibration.confidence
         sigma = 0.012 + 0.008 * doubt + (0.04 + 0.14 * doubt) * np.abs(contrast)
-        logs = steps.log_likelihoods(contrast, sigma.astype(np.float32), most)
         number = np.arange(1, most + 1)
+        off = (steps.at(number)[None] - contrast[:, None]) / sigma[:, None]  # (n, most, 3)
+        logs = -0.5 * np.einsum("ijc,ijc->ij", off, off)
         # Among thick crystals every decade of thickness is as frequent as any other.
         prior = np.where(number <= 6, 1.0, 7.0 / number)
-        likelihood = np.exp(np.maximum(logs - logs.max(), -60.0)) * prior
-        found = np.zeros(most, dtype=np.float32)
-        flake = max(float(mean[1:DIRT_CLASS].sum()), 1e-6)
+        likelihood = np.exp(np.maximum(logs - logs.max(axis=1)[:, None], -60.0)) * prior
+        found = np.zeros(likelihood.shape, dtype=np.float32)
+        flake = np.maximum(shares[:, 1:DIRT_CLASS].sum(axis=1), 1e-6)
         groups = [(k, slice(k - 1, k)) for k in range(1, 5)]
         groups += [(FIVE_CLASS, slice(4, 6)), (THICK_CLASS, slice(6, most))]
         for k, part in groups:
-            inside = likelihood[part]
-            found[part] = float(mean[k]) / flake * inside / max(float(inside.sum()), 1e-30)
+            inside = likelihood[:, part]
+            total = np.maximum(inside.sum(axis=1), 1e-30)
+            found[:, part] = (shares[:, k] / flake / total)[:, None] * inside
         return found
 
     def _own_detection(
         self,
-        region: _Region,
+        region: Region,
         steps: Ladder,
         ranked: tuple[tuple[int, float], ...],
         score: float,
+        off_ladder: float,
     ) -> Detection | None:
         layers = ranked[0][0]
-        _, distance = steps.nearest(np.asarray(region.contrast_rgb, dtype=np.float32))
         height, width = self.shape_px
         mask = region.mask[: height - region.top, : width - region.left]
         area_px = int(np.count_nonzero(mask))
@@ -568,7 +425,7 @@ class _Judge:
             layer_probabilities=ranked,
             thickness_nm=layers * steps.layer_nm,
             contrast_rgb=region.contrast_rgb,
-            off_ladder=float(distance[0]),
+            off_ladder=off_ladder,
             score=score,
             touches_border=x0 == 0
             or y0 == 0

@@ -12,9 +12,10 @@ from inference.api import BadImage, BadModel, Calibration
 from inference.engine import Card, Tensor, load_card
 from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
 from inference.flakes.evidence import CLASSES, PLANES
-from inference.flakes.flakenet import FlakeNetDetector, decoded, detector_that_leads
+from inference.flakes.flakenet import FlakeNetDetector, detector_that_leads
 from inference.flakes.ladder import Optics, ladder
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
+from inference.flakes.proposals import decoded
 from inference.onnx_engine import OnnxEngine
 
 OUTPUTS = 4 * len(CLASSES) + 5
@@ -225,8 +226,9 @@ def test_decoding_puts_the_four_pixels_in_their_places():
     assert found.best[6:8, 10:12].tolist() == [[1, 2], [3, 4]]
     assert np.count_nonzero(found.best) == 4
     assert found.oddity == pytest.approx(0.25)
-    shares, borders = found.at(np.array([6, 7, 0]), np.array([11, 10, 0]))
-    assert borders.tolist() == [0.5, 0.5, 0.0]
+    where = np.array([6, 7, 0]), np.array([11, 10, 0])
+    assert found.border(*where).tolist() == [0.5, 0.5, 0.0]
+    shares = np.stack([found.share(number, *where) for number in range(len(CLASSES))], axis=1)
     assert found.plane(4, slice(6, 8), slice(10, 12))[1, 1] > 0.99
     assert shares[0, 2] > 0.99
     assert shares[1, 3] > 0.99
