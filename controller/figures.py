@@ -98,8 +98,11 @@ def _number(value: float | None) -> str:
 def show(console: Console, name: str, rows: Sequence[Row]) -> None:
     """Print the table."""
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    numbers = {"value", "bar", "baseline", "n"}
-    for heading in ("figure", "value", "unit", "bar", "met", "baseline", "n", "note"):
+    numbers = {"value", "95 %", "bar", "baseline", "n"}
+    headings = ["figure", "value", "95 %", "unit", "bar", "met", "baseline", "n", "note"]
+    if all(row.ci95 is None for row in rows):
+        headings.remove("95 %")
+    for heading in headings:
         table.add_column(
             heading,
             justify="right" if heading in numbers else "left",
@@ -109,9 +112,11 @@ def show(console: Console, name: str, rows: Sequence[Row]) -> None:
     for row in rows:
         sign = "<=" if row.better == "lower" else ">="
         met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.met]
+        interval = "" if row.ci95 is None else " to ".join(map(_number, row.ci95))
         table.add_row(
             row.name,
             _number(row.value),
+            *([interval] if "95 %" in headings else []),
             row.unit,
             "" if row.bar is None else f"{sign} {_number(row.bar)}",
             met,
