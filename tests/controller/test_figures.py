@@ -83,5 +83,5 @@ def test_the_table_has_intervals_where_there_are_any() -> None:
     share = Row("share", 0.9, bar=0.8, n=50, ci95=(0.78639, 0.95652))
     with console.capture() as capture:
         show(console, "x", [share, Row("other", 1.0)])
-    (line,) = (line for line in capture.get().splitlines() if line.startswith("share"))
+    (line,) = (line for line in capture.get().splitlines() if line.split()[:1] == ["share"])
     assert " ".join(line.split()) == "share 0.9 0.7864 to 0.9565 >= 0.8 yes 50"
