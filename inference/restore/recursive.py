@@ -31,7 +31,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import cv2
 import numpy as np
@@ -45,22 +45,27 @@ Vector = npt.NDArray[np.float64]  # (2,): down, to the right
 Matrix = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8]  # (h, w), 0 or 1
 
+_Number = TypeVar("_Number", np.float32, np.uint8)
 _Pixels = Annotated[float, Field(gt=0.0, le=100.0)]
 
 _REACH_PX: Final = 4  # of the interpolating kernel, to either side
 _TAPER_RATIO: Final = 0.125  # of a side, at either end
 _LARGEST_SIDE_PX: Final = 1_024  # registration bins larger frames
 _SMALLEST_SHIFT_PX: Final = 0.02  # not worth an interpolation
+_CHANCE: Final = 3.0  # standard deviations
+_LEFT_RATIO: Final = 0.05  # of the noise's power, after a restorer that doesn't say
 _ODDS: Final = 4.0  # natural logarithm: a second shift this much less probable is ruled out
-_LEAST_AMPLITUDE: Final = 0.4  # of the scene, in a frame that is said to show it
-_SEEN_SIGMA: Final = 8.0  # a scene this strong must be found in a frame that shows it
+_SEEN_SIGMA: Final = 12.0  # a scene this strong must be found in a frame that shows it
+_FOUND_SIGMA: Final = 4.5  # beyond the best of many shifts of a scene that isn't there
 _SIZES_PX: Final = (1.5, 4.0)  # one sd of the places over which a change is summed
 _KEPT: Final = 0.6  # of a place's evidence, from one frame to the next
-_SURE_SIGMA: Final = 4.2  # by chance: about one place in a frame of 512 x 512
+_SURE_SIGMA: Final = 4.5  # by chance: one place in some four frames of 512 x 512
 _NEAR_SIGMA: Final = 2.8  # enough near a sure change: what hopped left a gap behind
+_AGAIN_SIGMA: Final = 2.0  # enough where the frame before was doubted,
+_AGAIN_RATIO: Final = 0.4  # if it's also this share of what raised the doubt
 _NEAR_PX: Final = 12
 _CUT_RATIO: Final = 0.4  # of all pixels changed
-_TILE_PX: Final = 32
+_BLOCK_PX: Final = 16
 _NOISE_EVERY_FRAMES: Final = 8
 
 
@@ -80,6 +85,8 @@ class _Scene:
 
     mean: Grey
     frames: Grey  # that each pixel is worth; 0: never seen
+    fresh: Grey  # the last frame
+    doubted: Mask  # where it differs from the average, and is shown instead of it
     level: Grey  # restored
     evidence: tuple[Grey, ...]  # of change, one a size, unit variance
 
@@ -146,6 +153,7 @@ class Recursive:
         self._scales = [1.0] * len(_SIZES_PX)  # of what a change of that size usually comes to
         self._compared_frames = 0
         self._effective_frames = 0.0
+        self._level_variance_dn2 = 0.0
         self._restarts = 0
         self._track = self._unknown(np.zeros(2))
 
@@ -163,10 +171,16 @@ class Recursive:
         scene = self._regridded(scene)
         expected = self._track.place_px - self._grid_px
         found = registered(
-            scene.level, grey, float(variance), expected, self._track.covariance[:2, :2]
+            scene.level,
+            grey,
+            float(variance),
+            expected,
+            self._track.covariance[:2, :2],
+            self._level_variance_dn2,
         )
-        strength = found.amplitude_sigma * _SEEN_SIGMA
-        if strength < 1.0 and found.amplitude < _LEAST_AMPLITUDE:
+        if found.amplitude_sigma < 1.0 / _SEEN_SIGMA and found.amplitude < (
+            _FOUND_SIGMA * found.amplitude_sigma
+        ):
             self._track = self._unknown(np.zeros(2))
             return self._begin(grey, model, "another scene: averaging starts anew")
         if found.odds < _ODDS:
@@ -206,10 +220,13 @@ class Recursive:
         self._scene = _Scene(
             mean=grey,
             frames=np.ones_like(grey),
+            fresh=grey,
+            doubted=np.zeros(grey.shape, np.uint8),
             level=answer.image,
             evidence=tuple(nothing for _ in _SIZES_PX),
         )
         self._effective_frames = 1.0
+        self._level_variance_dn2 = _left(answer, noise, 1.0)
         return replace(answer, reason="; ".join(filter(None, (answer.reason, reason))))
 
     def _regridded(self, scene: _Scene) -> _Scene:
@@ -223,6 +240,8 @@ class Recursive:
         return _Scene(
             mean=_rolled(scene.mean, by, level),
             frames=_rolled(scene.frames, by, 0.0),
+            fresh=_rolled(scene.fresh, by, level),
+            doubted=_rolled(scene.doubted, by, 0),
             level=_rolled(scene.level, by, level),
             evidence=tuple(_rolled(one, by, 0.0) for one in scene.evidence),
         )
@@ -231,29 +250,41 @@ class Recursive:
         """The scene with one more frame in it; None if hardly anything is as it was."""
         frames = scene.frames
         is_new = frames == 0.0
-        spread = noise.variance_dn2(scene.level)
-        spread += spread / np.maximum(frames, np.float32(1.0))
         gap = aligned - scene.mean
-        # The beam flickers: all pixels alike are no change.
-        flicker = np.float32(np.median(gap[::4, ::4]))
+        gap[is_new] = 0.0
+        flicker = _flicker(gap)
         gap -= flicker
         gap[is_new] = 0.0
+        level = np.asarray(cv2.GaussianBlur(scene.mean, (0, 0), 1.0), np.float32)
+        spread = noise.variance_dn2(level + flicker)
+        spread += spread / np.maximum(frames, np.float32(1.0))
         surprise = np.asarray(gap / np.sqrt(spread), dtype=np.float32)
         now, lately = self._evidence(scene, surprise)
-        changed = _changed(now, lately, self._scales)
-        if float(changed.mean()) > _CUT_RATIO:
+        doubted = _changed(now, lately, self._scales)
+        if float(doubted.mean()) > _CUT_RATIO:
             return None
-        most = self._settings.most_frames
-        share = np.maximum(1.0 / (frames + 1.0), np.float32(2.0 / (most + 1.0)))
-        fresh = (changed > 0) | is_new
-        share[fresh] = 1.0
+        # A doubt is raised by one frame; the next one confirms it or not.
+        was_doubted = scene.doubted > 0
+        confirmed = was_doubted & (_confirmed(now, scene.evidence, self._scales) > 0)
+        most = np.float32(self._settings.most_frames)
+        share = np.maximum(1.0 / (frames + 1.0), 2.0 / (most + 1.0))
+        share[is_new] = 1.0
         worth = 1.0 / (np.square(1.0 - share) / np.maximum(frames, np.float32(1e-3)) + share**2)
-        kept = changed == 0
+        mean = aligned - (np.float32(1.0) - share) * gap
+        mean[confirmed] = 0.5 * (scene.fresh[confirmed] + aligned[confirmed])
+        worth[confirmed] = 2.0
+        doubted[was_doubted | is_new] = 0
+        is_doubted = doubted > 0
+        mean[is_doubted] = scene.mean[is_doubted] + flicker
+        worth[is_doubted] = frames[is_doubted]
+        is_settled = ~was_doubted
         return _Scene(
-            mean=aligned - (np.float32(1.0) - share) * gap,
+            mean=mean,
             frames=worth,
+            fresh=aligned,
+            doubted=doubted,
             level=scene.level,
-            evidence=tuple(one * kept for one in lately),
+            evidence=tuple(one * is_settled for one in lately),
         )
 
     def _evidence(self, scene: _Scene, surprise: Grey) -> tuple[tuple[Grey, ...], tuple[Grey, ...]]:
@@ -272,15 +303,23 @@ class Recursive:
 
     def _shown(self, scene: _Scene, aligned: Grey, noise: NoiseModel, rest_px: Vector) -> Restored:
         """Restore the average, and shift what came out to where the frame has it."""
-        worth = float(np.median(scene.frames[::4, ::4]))
+        is_doubted = scene.doubted > 0
+        mean, frames = scene.mean, scene.frames
+        if is_doubted.any():
+            mean = np.where(is_doubted, aligned, mean)
+            frames = np.where(is_doubted, np.float32(1.0), frames)
+        worth = float(np.median(frames[::4, ::4]))
         restorer = self._restorer
         if isinstance(restorer, MapRestorer) and restorer.takes_sigma:
-            sigma = np.sqrt(noise.variance_dn2(scene.level) / scene.frames)
-            answer = restorer.restore(scene.mean, noise, sigma)
+            sigma = np.sqrt(noise.variance_dn2(scene.level) / frames)
+            answer = restorer.restore(mean, noise, sigma)
         else:
-            answer = restorer.restore(scene.mean, averaged_noise(noise, worth))
-            answer = _patched(answer, scene, restorer, noise, worth)
+            answer = restorer.restore(mean, averaged_noise(noise, worth))
+            if answer.sigma is not None:
+                less = np.sqrt(np.float32(worth) / frames)
+                answer = replace(answer, sigma=answer.sigma * less)
         self._scene = replace(scene, level=answer.image)
+        self._level_variance_dn2 = _left(answer, noise, worth)
         self._effective_frames = worth
         sigma_image = None if answer.sigma is None else shifted(answer.sigma, rest_px)
         return replace(answer, image=shifted(answer.image, rest_px), sigma=sigma_image)
@@ -299,52 +338,12 @@ def averaged_noise(noise: NoiseModel, frames: float) -> NoiseModel:
     )
 
 
-def _patched(
-    answer: Restored, scene: _Scene, restorer: Restorer, noise: NoiseModel, worth: float
-) -> Restored:
-    """Where fewer frames than elsewhere were averaged, restored as what it is.
-
-    Only a crop round each such place is restored again.
-    """
-    is_poor = (scene.frames < 0.6 * worth).astype(np.uint8)
-    if not is_poor.any():
-        return answer
-    height, width = is_poor.shape
-    image = answer.image.copy()
-    sigma = None if answer.sigma is None else np.array(answer.sigma)
-    weight = cv2.GaussianBlur(is_poor.astype(np.float32), (0, 0), 1.0)
-    for top, left, bottom, right in _tiles(is_poor):
-        margin = _TILE_PX
-        y0, x0 = max(top - margin, 0), max(left - margin, 0)
-        y1, x1 = min(bottom + margin, height), min(right + margin, width)
-        there = is_poor[top:bottom, left:right] > 0
-        frames = float(np.median(scene.frames[top:bottom, left:right][there]))
-        again = restorer.restore(
-            np.ascontiguousarray(scene.mean[y0:y1, x0:x1]), averaged_noise(noise, frames)
-        )
-        inner = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
-        place = np.s_[top:bottom, left:right]
-        part = weight[place]
-        image[place] += part * (again.image[inner] - image[place])
-        if sigma is not None and again.sigma is not None:
-            sigma[place] += part * (again.sigma[inner] - sigma[place])
-    return replace(answer, image=image, sigma=sigma)
-
-
-def _tiles(mask: Mask) -> list[tuple[int, int, int, int]]:
-    """Boxes (top, left, bottom, right) of whole tiles that hold all of a mask, none twice."""
-    height, width = mask.shape
-    rows, columns = -(-height // _TILE_PX), -(-width // _TILE_PX)
-    padded = np.zeros((rows * _TILE_PX, columns * _TILE_PX), np.uint8)
-    padded[:height, :width] = mask
-    held = padded.reshape(rows, _TILE_PX, columns, _TILE_PX).any(axis=(1, 3)).astype(np.uint8)
-    if float(held.mean()) > 0.3:
-        return [(0, 0, height, width)]
-    boxes = []
-    for row, column in np.argwhere(held):
-        top, left = int(row) * _TILE_PX, int(column) * _TILE_PX
-        boxes.append((top, left, min(top + _TILE_PX, height), min(left + _TILE_PX, width)))
-    return boxes
+def _left(answer: Restored, noise: NoiseModel, frames: float) -> float:
+    """Variance of what is left of the noise, a pixel."""
+    if answer.sigma is not None:
+        return float(np.mean(np.square(answer.sigma[::4, ::4], dtype=np.float64)))
+    level = float(cv2.mean(answer.image)[0])
+    return _LEFT_RATIO * float(noise.variance_dn2(level)) / frames
 
 
 # --- change ----------------------------------------------------------------------------------
@@ -354,12 +353,9 @@ def _summed(surprise: Grey, size_px: float) -> Grey:
     """Sums over places, unit variance for unit white noise."""
     side = 2 * math.ceil(2.5 * size_px) + 1
     kernel = cv2.getGaussianKernel(side, size_px, cv2.CV_32F)
-    norm = float(np.square(kernel, dtype=np.float64).sum())
-    kernel = kernel / math.sqrt(norm)
-    return np.asarray(
-        cv2.sepFilter2D(surprise, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_CONSTANT),
-        dtype=np.float32,
-    )
+    kernel = kernel / np.float32(np.linalg.norm(kernel))
+    summed = cv2.sepFilter2D(surprise, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(summed, dtype=np.float32)
 
 
 def _changed(now: Sequence[Grey], lately: Sequence[Grey], usual: Sequence[float]) -> Mask:
@@ -374,6 +370,25 @@ def _changed(now: Sequence[Grey], lately: Sequence[Grey], usual: Sequence[float]
     if not sure.any():
         return sure
     return np.asarray(sure | (likely & _grown(sure, _NEAR_PX)), dtype=np.uint8)
+
+
+def _confirmed(now: Sequence[Grey], doubt: Sequence[Grey], usual: Sequence[float]) -> Mask:
+    """Where a doubt that the frame before raised is borne out: as it was, and about as strong."""
+    likely = np.zeros(now[0].shape, np.uint8)
+    for size_px, one, other, scale in zip(_SIZES_PX, now, doubt, usual, strict=True):
+        least = np.maximum(
+            np.abs(other) * np.float32(_AGAIN_RATIO), np.float32(_AGAIN_SIGMA * scale)
+        )
+        is_again = (np.copysign(one, one * other) > least).astype(np.uint8)
+        likely |= _grown(is_again, math.ceil(size_px))
+    return likely
+
+
+def _flicker(gap: Grey) -> np.float32:
+    """How much brighter the frame is; by blocks, whose median is not askew as that of counts is."""
+    height, width = gap.shape
+    size = max(width // _BLOCK_PX, 1), max(height // _BLOCK_PX, 1)
+    return np.float32(np.median(cv2.resize(gap, size, interpolation=cv2.INTER_AREA)))
 
 
 def _grown(mask: Mask, radius_px: int) -> Mask:
@@ -406,18 +421,24 @@ def _updated(track: _Track, found: Shift, grid_px: npt.NDArray[np.int64]) -> _Tr
 
 
 def registered(
-    reference: Grey, frame: Grey, variance_dn2: float, expected_px: Vector, covariance: Matrix
+    reference: Grey,
+    frame: Grey,
+    variance_dn2: float,
+    expected_px: Vector,
+    covariance: Matrix,
+    reference_variance_dn2: float = 0.0,
 ) -> Shift:
     """The most probable shift of a reference within a noisy frame.
 
-    expected_px, covariance: what is known before, down and right, normal.
+    expected_px, covariance: what is known before, down and right, normal. The variances are those
+    of a pixel's noise.
     """
     factor = -(-max(frame.shape) // _LARGEST_SIDE_PX)
     seen, known = _prepared(frame, factor), _prepared(reference, factor)
-    variance = variance_dn2 / factor**2
+    variance = max(variance_dn2 / factor**2, 1e-12)
     product = cv2.mulSpectrums(_spectrum(seen), _spectrum(known), 0, conjB=True)
     lags = np.asarray(cv2.idft(product, flags=cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT), np.float64)
-    own = float(np.square(known).sum())
+    own = max(float(np.square(known).sum()), 1e-6 * variance)
     height, width = seen.shape
     centre = np.rint(expected_px / factor).astype(int)
     spread = 4.0 * np.sqrt(np.diag(covariance)) / factor
@@ -433,39 +454,48 @@ def registered(
         + 2.0 * precision[0, 1] * off_y * off_x
         + precision[1, 1] * off_x**2
     )
-    total = lags + prior
-    best, odds = _best(total)
+    # Of unknown strength: the likelihood at the best one, for each shift.
+    likelihood = 0.5 * lags * np.abs(lags) * (variance / own)
+    best, others = _peaks(likelihood + prior)
+    amplitude = max(float(lags[best]) * variance / own, 0.0)
+    # Noise left in the reference makes one period of a lattice seem likelier than another.
+    chance = (
+        _CHANCE * amplitude * math.sqrt(2.0 * reference_variance_dn2 / variance_dn2 * seen.size)
+    )
+    odds = math.inf
+    if len(others):
+        ahead = likelihood[best] - likelihood[others[:, 0], others[:, 1]]
+        ahead = np.copysign(np.maximum(np.abs(ahead) - chance, 0.0), ahead)
+        odds = float((ahead + prior[best] - prior[others[:, 0], others[:, 1]]).min())
+    lags *= amplitude
     # Between whole pixels: Newton steps on what is interpolated.
+    first = np.array([rows[0], columns[0]])
     at = np.array(best, dtype=np.float64)
     for _ in range(3):
         gradient, bend = _curved(lags, at)
-        offset = np.array([rows[0], columns[0]]) + at - expected_px / factor
-        slope = gradient - precision @ offset
-        down = _definite(-bend) + precision
-        step = np.linalg.solve(down, slope)
+        slope = gradient - precision @ (first + at - expected_px / factor)
+        step = np.linalg.solve(_definite(-bend) + precision, slope)
         at = np.clip(at + np.clip(step, -0.5, 0.5), np.array(best) - 1.0, np.array(best) + 1.0)
     _, bend = _curved(lags, at)
-    shift = (np.array([rows[0], columns[0]]) + at) * factor
-    peak = float(lags[best]) * variance
     return Shift(
-        shift_px=shift,
+        shift_px=(first + at) * factor,
         information=_definite(-bend) / factor**2,
-        amplitude=peak / max(own, 1e-30),
-        amplitude_sigma=math.sqrt(variance / max(own, 1e-30)),
+        amplitude=amplitude,
+        amplitude_sigma=math.sqrt(variance / own),
         odds=odds,
     )
 
 
-def _best(total: Matrix) -> tuple[tuple[int, int], float]:
-    """The largest value, and by how much it exceeds the next local maximum."""
+def _peaks(total: Matrix) -> tuple[tuple[int, int], npt.NDArray[np.intp]]:
+    """The largest value, and all other local maxima, (n, 2)."""
     inner = total[1:-1, 1:-1]
     row, column = np.unravel_index(int(np.argmax(inner)), inner.shape)
     values = np.ascontiguousarray(total, dtype=np.float32)
-    is_peak = (values >= cv2.dilate(values, np.ones((3, 3), np.uint8)))[1:-1, 1:-1]
-    is_peak[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = False
-    others = inner[is_peak]
-    odds = float(inner[row, column] - others.max()) if others.size else math.inf
-    return (int(row) + 1, int(column) + 1), odds
+    is_peak = values >= cv2.dilate(values, np.ones((3, 3), np.uint8))
+    is_peak[[0, -1]] = False
+    is_peak[:, [0, -1]] = False
+    is_peak[row : row + 3, column : column + 3] = False
+    return (int(row) + 1, int(column) + 1), np.argwhere(is_peak)
 
 
 def _curved(values: Matrix, at: Vector) -> tuple[Vector, Matrix]:
@@ -539,9 +569,11 @@ def shifted(grey: Grey, by_px: Vector) -> Grey:
     )
 
 
-def _rolled(grey: Grey, by_px: npt.NDArray[np.int64], fill: float) -> Grey:
+def _rolled(
+    grey: npt.NDArray[_Number], by_px: npt.NDArray[np.int64], fill: float
+) -> npt.NDArray[_Number]:
     """Moved by whole pixels; what comes in from outside gets one value."""
-    moved = np.full_like(grey, np.float32(fill))
+    moved = np.full_like(grey, fill)
     height, width = grey.shape
     down, right = int(by_px[0]), int(by_px[1])
     if abs(down) >= height or abs(right) >= width:
