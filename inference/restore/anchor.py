@@ -32,6 +32,7 @@ from inference.restore.classical import (
 PHASES: Final = 2  # a place of the network is so many pixels wide and high
 SHOWN: Final = 3  # what it is shown of every pixel
 CHANNELS: Final = SHOWN * PHASES**2
+MULTIPLE_PX: Final = 16  # both sides of what goes in; a network's coarsest places are 8 px
 
 _POWER_PX: Final = 3  # coefficients that the pilot's power is averaged over, either way
 _LEAST_KEPT: Final = 4e-4  # share of the noise's power that counts as let through, at least
@@ -93,3 +94,13 @@ def shown(grey: Grey, anchor: Anchor) -> npt.NDArray[np.float32]:
                 place = number * PHASES**2 + row * PHASES + column
                 seen[place] = plane[row::PHASES, column::PHASES]
     return seen
+
+
+def padded(grey: Grey) -> Grey:
+    """With both sides a multiple of `MULTIPLE_PX`, mirrored to the right and below."""
+    height, width = grey.shape
+    more = -height % MULTIPLE_PX, -width % MULTIPLE_PX
+    if more == (0, 0):
+        return grey
+    bigger = cv2.copyMakeBorder(grey, 0, more[0], 0, more[1], cv2.BORDER_REFLECT)
+    return np.asarray(bigger, np.float32)

@@ -16,17 +16,15 @@ from __future__ import annotations
 
 from typing import Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from inference.api import BadImage, BadModel
-from inference.engine import Engine
-from inference.restore.anchor import CHANNELS, PHASES, anchored, shown
+from inference.engine import Card, Engine
+from inference.restore.anchor import CHANNELS, PHASES, anchored, padded, shown
 from inference.restore.api import Frame, Grey, NoiseModel, Restored, grey_of
 from inference.restore.noise import estimate_noise
 
-MULTIPLE_PX: Final = 16  # both sides of what goes in; the network's coarsest places are 8 px
 TILE_PX: Final = 1_024
 MARGIN_PX: Final = 64  # the network looks 48 px far; a multiple of its places
 MOST_CORRECTION: Final = 6.0  # root mean square, in errors of the estimate: training stays below 3
@@ -42,10 +40,8 @@ class NetworkDenoiser:
         card = engine.card
         if card.input.shape != (-1, CHANNELS, -1, -1) or card.output.shape != (-1, 2, -1, -1):
             raise BadModel(f"{card.name} takes {card.input.shape}, gives {card.output.shape}")
-        if _TOLD_BY not in card.figures:
-            raise BadModel(f"{card.name}: its card does not say {_TOLD_BY}")
         self._engine = engine
-        self._sigma_factor = np.float32(card.figures[_TOLD_BY])
+        self._sigma_factor = sigma_factor_of(card)
         self._name = f"network_{card.name.removeprefix('denoise_')}"
 
     @property
@@ -69,14 +65,15 @@ class NetworkDenoiser:
         grey = grey_of(frame)
         if sigma is not None and sigma.shape != grey.shape:
             raise BadImage(f"needs a sigma of {grey.shape}, got {sigma.shape}")
+        wider = padded(grey)
         if sigma is not None:
-            anchor = anchored(_padded(grey), _padded(sigma))
+            anchor = anchored(wider, padded(sigma))
             reason = ""
         else:
             model = noise or estimate_noise(frame)
-            anchor = anchored(_padded(grey), model)
+            anchor = anchored(wider, model)
             reason = "" if model.in_distribution else model.reason
-        answer = self._answer(shown(_padded(grey), anchor), anchor.image.shape)
+        answer = tiled(self._engine, shown(wider, anchor), anchor.image.shape)
         height, width = grey.shape
         correction, log_sigma = answer[:, :height, :width]
         unit = anchor.unit[:height, :width]
@@ -90,39 +87,43 @@ class NetworkDenoiser:
             reason=reason,
         )
 
-    def _answer(self, seen: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Grey:
-        """The network's two planes for a padded frame, (2, h, w)."""
-        height, width = shape
-        if max(height, width) <= TILE_PX + 2 * MARGIN_PX:
-            whole: Grey = self._engine.run(seen[None])[0]
-            return whole
-        answer = np.empty((2, height, width), np.float32)
-        for top in range(0, height, TILE_PX):
-            for left in range(0, width, TILE_PX):
-                rows = max(top - MARGIN_PX, 0), min(top + TILE_PX + MARGIN_PX, height)
-                columns = max(left - MARGIN_PX, 0), min(left + TILE_PX + MARGIN_PX, width)
-                tile = seen[
-                    :,
-                    rows[0] // PHASES : rows[1] // PHASES,
-                    columns[0] // PHASES : columns[1] // PHASES,
-                ]
-                found = self._engine.run(np.ascontiguousarray(tile[None]))[0]
-                bottom, right = min(top + TILE_PX, height), min(left + TILE_PX, width)
-                answer[:, top:bottom, left:right] = found[
-                    :,
-                    top - rows[0] : bottom - rows[0],
-                    left - columns[0] : right - columns[0],
-                ]
-        return answer
+
+def sigma_factor_of(card: Card) -> np.float32:
+    """What widens the network's sigma to what was measured. Raises BadModel where it's not said."""
+    if _TOLD_BY not in card.figures:
+        raise BadModel(f"{card.name}: its card does not say {_TOLD_BY}")
+    return np.float32(card.figures[_TOLD_BY])
 
 
-def _padded(grey: Grey) -> Grey:
-    height, width = grey.shape
-    more = -height % MULTIPLE_PX, -width % MULTIPLE_PX
-    if more == (0, 0):
-        return grey
-    bigger = cv2.copyMakeBorder(grey, 0, more[0], 0, more[1], cv2.BORDER_REFLECT)
-    return np.asarray(bigger, np.float32)
+def tiled(
+    engine: Engine, seen: npt.NDArray[np.float32], shape: tuple[int, ...], scale: int = 1
+) -> Grey:
+    """A network's two planes for a padded frame of `shape`, (2, scale h, scale w).
+
+    seen: (CHANNELS, h / PHASES, w / PHASES).
+    """
+    height, width = shape
+    if max(height, width) <= TILE_PX + 2 * MARGIN_PX:
+        whole: Grey = engine.run(seen[None])[0]
+        return whole
+    answer = np.empty((2, scale * height, scale * width), np.float32)
+    for top in range(0, height, TILE_PX):
+        for left in range(0, width, TILE_PX):
+            rows = max(top - MARGIN_PX, 0), min(top + TILE_PX + MARGIN_PX, height)
+            columns = max(left - MARGIN_PX, 0), min(left + TILE_PX + MARGIN_PX, width)
+            tile = seen[
+                :,
+                rows[0] // PHASES : rows[1] // PHASES,
+                columns[0] // PHASES : columns[1] // PHASES,
+            ]
+            found = engine.run(np.ascontiguousarray(tile[None]))[0]
+            bottom, right = min(top + TILE_PX, height), min(left + TILE_PX, width)
+            answer[:, scale * top : scale * bottom, scale * left : scale * right] = found[
+                :,
+                scale * (top - rows[0]) : scale * (bottom - rows[0]),
+                scale * (left - columns[0]) : scale * (right - columns[0]),
+            ]
+    return answer
 
 
 def _is_far(correction: Grey) -> bool:

@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -31,13 +32,20 @@ import torch
 from inference.engine import Card, Tensor, card_path
 from inference.restore.anchor import CHANNELS
 from inference.restore.scores import psnr_db
-from inference.training.restore_examples import CleanScene, Drawn, batch, lesson, noisy_frame
+from inference.training.restore_examples import CleanScene, Drawn, batch, lesson
 from inference.training.restore_network import RestoreNetwork, answers, export, loss
+from inference.training.restore_tasks import Denoise, Magnify, Refocus, Task
 
 Size: TypeAlias = Literal["live", "quality"]
+TaskName: TypeAlias = Literal["denoise", "refocus", "magnify"]
 Report: TypeAlias = Callable[[int, int, str], None]  # done, of how much, doing what
 
 WIDTHS: Final[dict[Size, tuple[int, int, int]]] = {"live": (16, 32, 64), "quality": (32, 64, 128)}
+TASKS: Final[dict[TaskName, Task]] = {
+    "denoise": Denoise(),
+    "refocus": Refocus(),
+    "magnify": Magnify(),
+}
 COVERED: Final = 0.9
 Z_COVERED: Final = 1.644854
 
@@ -59,21 +67,31 @@ class Recipe:
     save_every_s: float = 240.0
     device: str = "cpu"
     threads: int = 1
+    task: TaskName = "denoise"
+
+    @property
+    def name(self) -> str:
+        """Of the files: denoise_live, refocus ..."""
+        return f"denoise_{self.size}" if self.task == "denoise" else self.task
 
     @property
     def model(self) -> Path:
         """The ONNX file."""
-        return self.out / f"denoise_{self.size}.onnx"
+        return self.out / f"{self.name}.onnx"
 
     @property
     def checkpoint(self) -> Path:
         """From where it goes on."""
-        return self.out / f"denoise_{self.size}.pt"
+        return self.out / f"{self.name}.pt"
 
     @property
     def command(self) -> str:
         """As it stands in the card."""
-        return f"scopeloop train restore --size {self.size} --steps {self.steps} --seed {self.seed}"
+        task = "" if self.task == "denoise" else f" --task {self.task}"
+        return (
+            f"scopeloop train restore{task} --size {self.size} --steps {self.steps}"
+            f" --seed {self.seed}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +112,8 @@ def train(
     recipe.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
-    module = RestoreNetwork(WIDTHS[recipe.size]).to(recipe.device)
+    task = TASKS[recipe.task]
+    module = RestoreNetwork(WIDTHS[recipe.size], task.scale).to(recipe.device)
     module = module.to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(module)
     optimiser = torch.optim.AdamW(module.parameters(), lr=recipe.rate, weight_decay=1e-4)
@@ -105,7 +124,7 @@ def train(
         averaged.load_state_dict(kept["averaged"])
         optimiser.load_state_dict(kept["optimiser"])
         step = int(kept["step"])
-    tests = _checks(checks, recipe.seed)
+    tests = _checks(checks, recipe.seed, task)
     began_s = saved_s = time.monotonic()
     ratio, card = 0.0, None
     while step < recipe.steps and time.monotonic() - began_s < recipe.most_seconds:
@@ -132,7 +151,8 @@ def _one_step(
 ) -> float:
     """One batch; returns the log error over the linear estimate's."""
     rng = np.random.default_rng([recipe.seed, 1, step])
-    lessons = batch(scenes, recipe.batch, recipe.side_px, rng)
+    expose = partial(TASKS[recipe.task].expose, plain=False)
+    lessons = batch(scenes, recipe.batch, recipe.side_px, rng, expose)
     seen = torch.from_numpy(lessons.seen).to(recipe.device, memory_format=torch.channels_last)
     target = torch.from_numpy(lessons.target).to(recipe.device)
     share = step / recipe.steps
@@ -160,26 +180,27 @@ def _cosine(share: float) -> float:
 # --- figures ---------------------------------------------------------------------------------
 
 
-def _checks(scenes: Sequence[CleanScene], seed: int) -> list[_Check]:
+def _checks(scenes: Sequence[CleanScene], seed: int, task: Task) -> list[_Check]:
     """Each scene at a dose of its own, counting noise alone."""
     found = []
     for number, scene in enumerate(scenes):
         rng = np.random.default_rng([seed, 2, number])
         dose_e = math.exp(rng.uniform(math.log(scene.least_e), math.log(scene.most_e)))
-        found.append(_Check(scene.family, noisy_frame(scene.clean(), dose_e, rng, plain=True)))
+        found.append(_Check(scene.family, task.expose(scene.clean(), dose_e, rng, plain=True)))
     return found
 
 
 def _figures(module: RestoreNetwork, tests: Sequence[_Check]) -> dict[str, float]:
     """Gain over the linear estimate by family; how sigma must be widened, and what it covers."""
     gains: dict[str, list[float]] = {}
-    ratios = []
+    ratios, sizes = [], []
     for test in tests:
         seen, target = lesson(test.drawn)
         correction, log_sigma = answers(module, seen)
         rest = target - correction
         before = psnr_db(np.zeros_like(target), target, 1.0)
         gains.setdefault(test.family, []).append(psnr_db(correction, target, 1.0) - before)
+        sizes.append(float(np.sqrt(np.mean(np.square(correction)))))
         ratios.append((np.abs(rest) * np.exp(-log_sigma)).ravel()[::7])
     first, second = np.concatenate(ratios[::2]), np.concatenate(ratios[1::2])
     factor = float(np.quantile(first, COVERED)) / Z_COVERED
@@ -187,6 +208,7 @@ def _figures(module: RestoreNetwork, tests: Sequence[_Check]) -> dict[str, float
     figures["gain_db"] = float(np.mean([value for each in gains.values() for value in each]))
     figures["sigma_factor"] = factor
     figures["within_90"] = float(np.mean(second <= factor * Z_COVERED))
+    figures["most_correction"] = 2.0 * max(sizes)  # root mean square over a frame, in units
     figures["test_frames"] = float(len(tests))
     return {name: round(value, 4) for name, value in figures.items()}
 

@@ -9,9 +9,9 @@ it has been estimated from the frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from inference.restore.anchor import anchored, shown
 from inference.restore.api import Grey, NoiseModel
+from inference.restore.views import enlarged
 
 F32 = npt.NDArray[np.float32]
 
@@ -57,10 +58,10 @@ class CleanScene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """One noisy frame; (h, w), electrons."""
+    """One noisy frame; electrons a pixel."""
 
-    noisy: Grey
-    truth: Grey
+    noisy: Grey  # (h, w)
+    truth: Grey  # (scale h, scale w)
     noise: NoiseModel | Grey  # as the network will be told
 
 
@@ -69,7 +70,10 @@ class Batch:
     """What the network is shown and what it should say."""
 
     seen: F32  # (n, CHANNELS, h / 2, w / 2)
-    target: F32  # (n, h, w), truth - estimate, in units of the estimate's error
+    target: F32  # (n, scale h, scale w), truth - estimate, in units of the estimate's error
+
+
+Expose: TypeAlias = Callable[[Grey, float, np.random.Generator], Drawn]  # a clean frame at a dose
 
 
 def noisy_frame(clean: Grey, dose_e: float, rng: np.random.Generator, *, plain: bool) -> Drawn:
@@ -111,30 +115,49 @@ def _counted(truth: Grey, rng: np.random.Generator) -> Grey:
 
 
 def batch(
-    scenes: Sequence[CleanScene], count: int, side_px: int, rng: np.random.Generator
+    scenes: Sequence[CleanScene],
+    count: int,
+    side_px: int,
+    rng: np.random.Generator,
+    expose: Expose | None = None,
 ) -> Batch:
-    """Crops of noisy frames, two of each; turned and mirrored by chance."""
+    """Crops of noisy frames, two of each; turned and mirrored by chance.
+
+    side_px: of a crop of the frame. expose: None for a noisy frame of the scene itself.
+    """
     seen: list[F32] = []
     target: list[F32] = []
     while len(seen) < count:
         scene = scenes[int(rng.integers(len(scenes)))]
         clean = _turned(_part(scene.clean(), rng), rng)
         dose_e = math.exp(rng.uniform(math.log(scene.least_e), math.log(scene.most_e)))
-        drawn = noisy_frame(clean, dose_e, rng, plain=False)
+        if expose is None:
+            drawn = noisy_frame(clean, dose_e, rng, plain=False)
+        else:
+            drawn = expose(clean, dose_e, rng)
         planes, wanted = lesson(drawn)
+        height, width = drawn.noisy.shape
+        scale = wanted.shape[0] // height
         for _ in range(2):
-            row, column = (2 * int(rng.integers((side - side_px) // 2 + 1)) for side in clean.shape)
+            row, column = (2 * int(rng.integers((s - side_px) // 2 + 1)) for s in (height, width))
             half = side_px // 2
             rows, columns = row // 2, column // 2
             seen.append(planes[:, rows : rows + half, columns : columns + half])
-            target.append(wanted[row : row + side_px, column : column + side_px])
+            target.append(
+                wanted[
+                    scale * row : scale * (row + side_px),
+                    scale * column : scale * (column + side_px),
+                ]
+            )
     return Batch(np.stack(seen[:count]), np.stack(target[:count]))
 
 
 def lesson(drawn: Drawn) -> tuple[F32, Grey]:
     """What the network is shown of a whole frame, and what it should answer."""
     anchor = anchored(drawn.noisy, drawn.noise)
-    return shown(drawn.noisy, anchor), (drawn.truth - anchor.image) / anchor.unit
+    scale = drawn.truth.shape[0] // drawn.noisy.shape[0]
+    estimate, unit = enlarged(anchor.image, scale), enlarged(anchor.unit, scale)
+    return shown(drawn.noisy, anchor), (drawn.truth - estimate) / unit
 
 
 def _part(clean: Grey, rng: np.random.Generator) -> Grey:

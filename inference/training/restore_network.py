@@ -27,12 +27,12 @@ _LOG_SIGMA: Final = (-4.0, 3.0)  # what the network may say of its error, in uni
 
 
 class RestoreNetwork(nn.Module):  # type: ignore[misc, unused-ignore]
-    """(n, CHANNELS, h / 2, w / 2) -> (n, 2, h, w): correction and log of its error, in units.
+    """(n, CHANNELS, h / 2, w / 2) -> (n, 2, scale h, scale w): correction, log of its error.
 
-    h and w must be multiples of 8.
+    Both in units of the linear estimate's error; h and w must be multiples of 8.
     """
 
-    def __init__(self, widths: tuple[int, int, int]) -> None:
+    def __init__(self, widths: tuple[int, int, int], scale: int = 1) -> None:
         super().__init__()
         w2, w4, w8 = widths
         self.fine = nn.Sequential(_block(CHANNELS, w2), _block(w2, w2))
@@ -44,8 +44,8 @@ class RestoreNetwork(nn.Module):  # type: ignore[misc, unused-ignore]
         self.up4 = nn.Sequential(_block(w4, w4), _block(w4, w4))
         self.lift2 = nn.ConvTranspose2d(w4, w2, 2, 2)
         self.up2 = _block(w2, w2)
-        self.head = nn.Conv2d(w2, 2 * PHASES**2, 3, padding=1)
-        self.out = nn.PixelShuffle(PHASES)
+        self.head = nn.Conv2d(w2, 2 * (scale * PHASES) ** 2, 3, padding=1)
+        self.out = nn.PixelShuffle(scale * PHASES)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
