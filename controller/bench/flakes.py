@@ -10,8 +10,8 @@ photographs, without any truth; rivals have their best documented settings, or b
 leave out counts neither as hit nor as false alarm; it was drawn before any detector was looked at.
 Precision and recall are of everything that a method says, whatever its score.
 
-FlakeNet is measured where its weights are; the physics ladder alone is measured beside it. Rows
-that name no method are of the detector that the search uses: FlakeNet if it is there.
+Rows that name no method are of the detector that a search uses: the physics where its calibration
+holds, else FlakeNet. Both are measured alone as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from controller.bench import Report
 from controller.bench.flakes_baselines.merged_chip import merged_chip
-from controller.bench.flakes_baselines.methods import PHYSICS, ours, rivals
+from controller.bench.flakes_baselines.methods import NET, PHYSICS, USED, ours, rivals
 from controller.bench.flakes_baselines.photographs import Photograph, Scene, real_masked
 from controller.bench.flakes_baselines.tasks import (
     BLUR,
@@ -34,14 +34,22 @@ from controller.bench.flakes_baselines.tasks import (
     MICROGRAPHS,
     REAL,
     RESIDUE,
+    UNSEEN,
     Result,
     Task,
     Who,
     run_all,
 )
+from controller.bench.flakes_baselines.unseen import (
+    BY_CARD,
+    BY_FLAKES,
+    PAINTED,
+    TAUGHT_PHOTOGRAPHS,
+)
 from controller.bench.numbers import load, quantile_row, share_row
 from controller.errors import BadSettings
 from controller.figures import Row
+from inference.figures import wilson_ci95
 from inference.flakes.scoring import Overlaps, Scores, score_overlaps
 
 _MATERIALS: Final = ("graphene", "wse2", "mos2", "wte2")
@@ -65,7 +73,19 @@ DIRT: Final = "dirt"
 IMBALANCE: Final = "imbalance"
 TIME: Final = "time"
 MERGING: Final = "merging"
-PARTS: Final = (REAL, LAYERS, HBN, THICKNESS, CHANGE, DIRT, IMBALANCE, LABORATORY, TIME, MERGING)
+PARTS: Final = (
+    REAL,
+    LAYERS,
+    HBN,
+    THICKNESS,
+    CHANGE,
+    DIRT,
+    IMBALANCE,
+    UNSEEN,
+    LABORATORY,
+    TIME,
+    MERGING,
+)
 
 _BASE: Final = "as it is"
 _CHANGES: Final[dict[str, dict[str, object]]] = {
@@ -98,11 +118,25 @@ class Plan:
     merged: int
     shape_px: tuple[int, int]
     change_wafers: tuple[tuple[str, float], ...]
+    unseen: tuple[tuple[str, float], ...]
 
 
-QUICK: Final = Plan(1, 1, 1, 2, 1, 2, 6, 1, 2_000, (720, 1152), (("graphene", 90.0),))
+QUICK: Final = Plan(
+    1, 1, 1, 2, 1, 2, 6, 1, 2_000, (720, 1152), (("graphene", 90.0),), (("mose2", 90.0),)
+)
 FULL: Final = Plan(
-    8, 6, 8, 10, 10, 40, 27, 10, 10_000, (1200, 1920), (("graphene", 90.0), ("mos2", 285.0))
+    8,
+    6,
+    8,
+    10,
+    10,
+    40,
+    27,
+    10,
+    10_000,
+    (1200, 1920),
+    (("graphene", 90.0), ("mos2", 285.0)),
+    (("mose2", 90.0), ("mose2", 285.0), ("ws2", 90.0), ("ws2", 285.0)),
 )
 
 
@@ -133,6 +167,7 @@ def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
         CHANGE: change_rows,
         DIRT: dirt_rows,
         IMBALANCE: imbalance_rows,
+        UNSEEN: unseen_rows,
         LABORATORY: laboratory_rows,
     }
     found = [row for part, rows_of in makers.items() if part in wanted for row in rows_of(results)]
@@ -182,6 +217,10 @@ def tasks(plan: Plan, seed: int) -> list[Task]:
         "median_area_um2": 200.0,
     }
     found.append(Task(IMBALANCE, seeds(50, plan.imbalance), Scene(chip=rare)))
+    for number, (material, oxide_nm) in enumerate(plan.unseen):
+        scene = Scene(material, oxide_nm, curve=PAINTED[material], shape_px=plan.shape_px)
+        count = plan.changes + TAUGHT_PHOTOGRAPHS
+        found.append(Task(UNSEEN, seeds(60 + number, count), scene))
     dirty = {
         "flakes_per_mm2": 0.0,
         "debris_per_mm2": 0.0,
@@ -242,6 +281,12 @@ def real_rows(results: Sequence[Result]) -> list[Row]:
         for figure, (value, n, bar) in figures.items():
             if is_rival:
                 best[figure] = max(best.get(figure, 0.0), value)
+            interval = None
+            if n and not figure.startswith("AP"):
+                interval = wilson_ci95(round(value * n), n)
+            elif is_first and figure.startswith("AP50"):
+                judged = [one for result in mine for one in result.overlaps]
+                interval = resampled_ci95(labels if figure == "AP50" else judged)
             block.append(
                 Row(
                     f"real: {_beside(name, figure)}",
@@ -249,6 +294,7 @@ def real_rows(results: Sequence[Result]) -> list[Row]:
                     bar=bar if is_first else None,
                     baseline=best.get(figure) if is_first else None,
                     n=n,
+                    ci95=interval,
                     note="baseline: the best rival's" if is_first else note,
                 )
             )
@@ -270,10 +316,21 @@ def real_rows(results: Sequence[Result]) -> list[Row]:
     return [row for block in reversed(rows) for row in block]
 
 
+def resampled_ci95(photographs: Sequence[Overlaps], times: int = 200) -> tuple[float, float]:
+    """Where AP50 would lie with other photographs of this kind: a bootstrap over photographs."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(photographs), size=(times, len(photographs)))
+    values = [score_overlaps([photographs[k] for k in row]).ap50 for row in drawn.tolist()]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def time_rows(photographs: Sequence[Photograph]) -> list[Row]:
     """Time for 2.3 Mpx, flat field included, with as many threads as the libraries take."""
     rows = []
     for method in (*ours(), *rivals()):
+        if method.name == USED:
+            continue  # it is one of the two
         walls_ms, cpus_ms = [], []
         finder = method.taught(photographs) if photographs else None
         for photograph in photographs if finder is not None else ():
@@ -285,7 +342,7 @@ def time_rows(photographs: Sequence[Photograph]) -> list[Row]:
                 finder(photograph)
                 cpus_ms.append(1e3 * (time.process_time() - began_cpu_s))
                 walls_ms.append(1e3 * (time.perf_counter() - began_s))
-        bar = {PHYSICS: 20.0, "FlakeNet": 60.0}.get(method.name)
+        bar = {PHYSICS: 20.0, NET: 60.0}.get(method.name)
         note = f"{cv2.getNumThreads()} threads, {load()}" if walls_ms else _NO_DATA
         if method.name == "Gaussian mixture":
             note += "; their own program: 87 ms on two such cores"
@@ -492,6 +549,35 @@ def imbalance_rows(results: Sequence[Result]) -> list[Row]:
     ]
 
 
+def unseen_rows(results: Sequence[Result]) -> list[Row]:
+    """What a card of n and k costs beside a calibration with flakes, in points of AP50."""
+    ways = {way: _of(results, UNSEEN, way) for way in (BY_CARD, BY_FLAKES)}
+    shown = sorted({r.task.scene.material for r in ways[BY_CARD] if r.task.scene is not None})
+    rows = []
+    for is_strict, demand in ((False, ""), (True, ", layers right")):
+        found: list[float | None] = []
+        n = 0
+        for way, mine in ways.items():
+            judged = [o for r in mine for o in (r.with_layers if is_strict else r.overlaps)]
+            scores = score_overlaps(judged) if judged else None
+            n = 0 if scores is None else scores.n_true
+            found.append(None if scores is None else scores.ap50)
+            rows.append(Row(f"simulated, unseen crystal: AP50{demand}, {way}", found[-1], n=n))
+        card, flakes = found
+        rows.append(
+            Row(
+                f"simulated, unseen crystal: AP50{demand} lost by the card",
+                None if card is None or flakes is None else 100.0 * (flakes - card),
+                "points",
+                5.0,
+                "lower",
+                n=n,
+                note=f"{', '.join(shown)}; painted with another laboratory's indices",
+            )
+        )
+    return rows
+
+
 def probability_rows(results: Sequence[Result]) -> list[Row]:
     """How far beliefs and truth are apart: 90 % should be right nine times in ten."""
     rows = []
@@ -547,7 +633,7 @@ def strangeness_rows(results: Sequence[Result]) -> list[Row]:
                     among + _beside(method.name, f"in-distribution AUROC, {shown}"),
                     value,
                     "",
-                    0.95 if method.name == ours()[0].name else None,
+                    0.95 if method.name == NET else None,
                     n=len(odd),
                     note=_NO_DATA if value is None else f"against {len(usual)} proper ones",
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -26,14 +26,16 @@ from controller.bench.flakes_baselines.gaussian_mixture import (
 )
 from controller.bench.flakes_baselines.photographs import Photograph, data_folder
 from inference.api import FlakeAnswer, FlakeDetector, ImageRGB
+from inference.engine import Engine
 from inference.flakes.calibration import SubstrateCalibration
-from inference.flakes.flakenet import FlakeNetDetector
+from inference.flakes.flakenet import FlakeNetDetector, detector_that_leads
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector, calibrate
 from inference.flakes.scoring import Instance, instances_from_detections
 from inference.onnx_engine import OnnxEngine
 
 PHYSICS: Final = "physics ladder"
 NET: Final = "FlakeNet"
+USED: Final = "in use"  # by a search: whichever of the two leads
 
 _SAME_TINT: Final = 0.12  # of ln(R/G) and ln(B/G): one kind of wafer
 
@@ -77,12 +79,16 @@ class Ours:
         return asked(self.make(settings, wafers))
 
 
+@lru_cache(maxsize=1)  # each of ours asks for the same
 def calibrated(
-    photographs: Sequence[Photograph],
+    photographs: tuple[Photograph, ...], settings: DetectorSettings | None = None
 ) -> tuple[DetectorSettings, tuple[SubstrateCalibration, ...]]:
-    """The settings that a user would write for these, and what the photographs tell."""
+    """The settings that a user would write for these, and what the photographs tell.
+
+    settings: to be used instead; None: as it says on the box.
+    """
     first = photographs[0]
-    settings = DetectorSettings(
+    settings = settings or DetectorSettings(
         materials=(first.material,),
         oxide_nm=first.oxide_nm,
         numerical_aperture=first.numerical_aperture,
@@ -90,6 +96,20 @@ def calibrated(
     )
     pixels = (photograph.pixels for photograph in photographs)
     return settings, calibrate(pixels, settings, first.pixel_size_nm, first.bit_depth)
+
+
+def leading(settings: DetectorSettings, wafers: Sequence[SubstrateCalibration]) -> FlakeDetector:
+    """The detector that a search would use under these calibrations."""
+    engine = _engine()
+    if engine is None:
+        return PhysicsDetector(settings, wafers)
+    return detector_that_leads(engine, settings, wafers)
+
+
+def who_leads(photographs: Sequence[Photograph]) -> str:
+    """Which of ours a search would use on these."""
+    detector = leading(*calibrated(tuple(photographs)))
+    return NET if isinstance(detector, FlakeNetDetector) else PHYSICS
 
 
 def asked(detector: FlakeDetector) -> Finder:
@@ -201,17 +221,17 @@ def rivals() -> tuple[Method, ...]:
 
 
 @cache
+def _engine() -> Engine | None:
+    """What runs FlakeNet; None: its weights are not here."""
+    weights = Path(inference.__file__).parent / "weights" / "flakenet.onnx"
+    return OnnxEngine(weights) if weights.is_file() else None
+
+
+@cache
 def ours() -> tuple[Method, ...]:
     """Our detectors, the one in use first."""
     physics = Ours(PHYSICS, PhysicsDetector)
-    weights = Path(inference.__file__).parent / "weights" / "flakenet.onnx"
-    if not weights.is_file():
+    engine = _engine()
+    if engine is None:
         return (physics,)
-    engine = OnnxEngine(weights)
-
-    def make(
-        settings: DetectorSettings, wafers: Sequence[SubstrateCalibration]
-    ) -> FlakeNetDetector:
-        return FlakeNetDetector(engine, settings, wafers)
-
-    return Ours(NET, make), physics
+    return Ours(USED, leading), Ours(NET, partial(FlakeNetDetector, engine)), physics

@@ -76,6 +76,7 @@ class Scene:
     lamp_k: float = 3_200.0
     gains: tuple[float, float, float] = (1.0, 1.0, 1.0)
     vignette: float = 0.12
+    curve: str | None = None  # measurement of the index to paint with; None: the usual one
     jpeg_quality: int = 0  # 0: none
     blur_px: float = 0.0  # sigma, added to the lens's own
     shape_px: tuple[int, int] = FULL_PX
@@ -93,7 +94,7 @@ def simulated(scene: Scene, seed: int) -> Photograph:
         "size_mm": (1e-3 * size_um[0] + 0.2, 1e-3 * size_um[1] + 0.2),
         "oxide_nm": scene.oxide_nm + scene.oxide_error_nm,
         "materials": (scene.material,),
-        "index_curves": {scene.material: _CURVES[scene.material]},
+        "index_curves": {scene.material: scene.curve or _CURVES[scene.material]},
         "flakes_per_mm2": 150.0,
         "thick_fraction": 0.3,
         "max_layers": 6,

@@ -13,13 +13,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final, Literal, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from controller.bench.flakes_baselines.methods import Finder, Found, Method, ours, rivals
+from controller.bench.flakes_baselines.methods import (
+    USED,
+    Finder,
+    Found,
+    Method,
+    ours,
+    rivals,
+    who_leads,
+)
 from controller.bench.flakes_baselines.photographs import (
     COUNTED_LAYERS,
     LEAST_UM2,
@@ -29,6 +39,7 @@ from controller.bench.flakes_baselines.photographs import (
     real_masked,
     simulated,
 )
+from controller.bench.flakes_baselines.unseen import TAUGHT_PHOTOGRAPHS, both_ways
 from controller.processes import processes
 from inference.api import BadImage
 from inference.flakes.evaluate import Fate, image_result
@@ -44,6 +55,7 @@ LABORATORY: Final = "laboratory"  # one photograph of the simulator's other doma
 MICROGRAPHS: Final = "electron micrographs"
 BLUR: Final = "twice the blur"
 RESIDUE: Final = "unseen residue"
+UNSEEN: Final = "unseen"  # a crystal that is not built in; the last seeds are examples of it
 
 _STRANGE_PX: Final = 1024
 _BLURRED_SIGMA_PX: Final = 2.0  # on edges of about 1 px: more than twice as wide
@@ -95,14 +107,28 @@ class Result:
     truths: tuple[Truth, ...]
     claims: tuple[Claim, ...]
     strangeness: tuple[float | None, ...]
+    with_layers: tuple[Overlaps, ...] = ()  # as if a wrong layer number were no overlap at all
 
 
 def run_task(task: Task) -> list[Result]:
     """Do it; a method that does not serve this wafer is left out."""
     cv2.setNumThreads(1)
     photographs = _photographs(task)
+    if task.group == UNSEEN:
+        return _run_unseen(task, photographs)
+    methods = _asked(task)
+    results = _looked_at(task, photographs, [m for m in methods if m.name != USED])
+    if USED in {method.name for method in methods} and photographs:
+        leader = who_leads(photographs)  # it has looked already
+        results += [replace(r, method=USED) for r in results if r.method == leader]
+    return results
+
+
+def _looked_at(
+    task: Task, photographs: Sequence[Photograph], methods: Sequence[Method]
+) -> list[Result]:
     results = []
-    for method in _asked(task):
+    for method in methods:
         finder = method.taught(photographs) if photographs else None
         if finder is None:
             continue
@@ -113,6 +139,17 @@ def run_task(task: Task) -> list[Result]:
                 seen = [_asked_of(finder, photograph) for photograph in strange]
                 results.append(_result(replace(task, group=group), method.name, strange, seen))
     return results
+
+
+def _run_unseen(task: Task, photographs: Sequence[Photograph]) -> list[Result]:
+    """One crystal, told by its card and taught with examples; a method a way."""
+    shown, examples = photographs[:-TAUGHT_PHOTOGRAPHS], photographs[-TAUGHT_PHOTOGRAPHS:]
+    with TemporaryDirectory(prefix="scopeloop-bench-") as folder:
+        ways = both_ways(shown, examples, Path(folder))
+        return [
+            _result(task, name, shown, [find(photograph) for photograph in shown])
+            for name, find in ways.items()
+        ]
 
 
 def _asked(task: Task) -> Sequence[Method]:
@@ -201,7 +238,7 @@ def _asked_of(finder: Finder, photograph: Photograph) -> Found:
 def _result(
     task: Task, method: str, photographs: Sequence[Photograph], found: Sequence[Found]
 ) -> Result:
-    overlaps, labels_only = [], []
+    overlaps, labels_only, with_layers = [], [], []
     truths: list[Truth] = []
     claims: list[Claim] = []
     for photograph, one in zip(photographs, found, strict=True):
@@ -219,6 +256,7 @@ def _result(
         judged = image_result(photograph.name, photograph.true, instances, photograph.ignored)
         overlaps.append(judged.overlaps)
         labels_only.append(replace(judged.overlaps, ignored=np.zeros(len(instances))))
+        with_layers.append(_with_layers(judged.overlaps, instances, photograph.true))
         on_thick = ignored_shares(instances, photograph.thick) >= 0.5
         rows = judged.judged()
         for k, (row, (instance, top, nm)) in enumerate(zip(rows, kept, strict=False)):
@@ -251,6 +289,17 @@ def _result(
         tuple(truths),
         tuple(claims),
         tuple(one.strangeness for one in found),
+        tuple(with_layers),
+    )
+
+
+def _with_layers(
+    overlaps: Overlaps, said: Sequence[Instance], true: Sequence[Instance]
+) -> Overlaps:
+    """The same, where only what has the right layer number overlaps."""
+    is_right = [[s.layers == t.layers for t in true] for s in said]
+    return replace(
+        overlaps, ious=np.where(np.array(is_right).reshape(overlaps.ious.shape), overlaps.ious, 0.0)
     )
 
 

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from controller.messages import CatalogueEntry, Ring, SecondReading
-from controller.search.report.content import Crop, EntryCrops, Ladder, LoneTerrace, ReportContent
+from controller.messages import CatalogueEntry
+from controller.search.report.content import EntryCrops, Ladder, ReportContent
 from controller.search.report.figures import (
     DASH,
     NNBSP,
     Extent,
     Measured,
     chip_axes,
-    crop_path,
     extent_of,
     fixed,
     ladder_plot,
@@ -28,10 +27,18 @@ from controller.search.report.figures import (
     stage_path,
     svg_xy,
 )
+from controller.search.report.second import (
+    SECOND_COLUMN,
+    both_readings,
+    differs,
+    is_asked,
+    second_cell,
+    second_hint,
+)
+from controller.search.report.shots import CROPS_MAX_BYTES, entry_shot
 from controller.search.report.words import (
     area_text,
     counted,
-    detector_name,
     esc,
     layer_class,
     layers_text,
@@ -49,10 +56,6 @@ MAP_SIDE_PX = 2_800
 
 
 MAP_MAX_BYTES = 3_500_000
-
-
-CROP_SIDE_PX = 420
-CROPS_MAX_BYTES = 6_500_000  # shared evenly: noise is what makes pictures large
 
 
 COLUMNS = (  # key in the page's data, heading, title
@@ -73,52 +76,6 @@ COLUMNS = (  # key in the page's data, heading, title
     ("off", "Off ladder", "Distance from the expected contrasts"),
     ("revisited", "Revisit", ""),
 )
-SECOND_COLUMN = (
-    "differs",
-    "2nd detector",
-    "What the detector says that did not lead, where it was asked",
-)
-
-
-def _is_asked(content: ReportContent) -> bool:
-    """Whether a second detector was asked about anything."""
-    return any(entry.second is not None for entry in content.entries)
-
-
-def _differs(entry: CatalogueEntry) -> bool:
-    return entry.second is not None and bool(entry.second.differs)
-
-
-def _said_by_the_second(second: SecondReading) -> str:
-    """One reading in words."""
-    if second.reason:
-        return esc(second.reason)
-    if not second.layers:
-        return "sees no flake here"
-    more = 100.0 * (second.area_ratio - 1.0)
-    apart = f" ({'+' if more > 0 else '−'}{abs(more):.0f}{NNBSP}%)" if abs(more) >= 0.5 else ""
-    return (
-        f"{esc(material_name(second.material))}, {layers_text(second.layers)}, "
-        f"{percent(second.probability)}; {area_text(second.area_um2)}{apart}"
-    )
-
-
-def _both(entry: CatalogueEntry) -> list[tuple[str, str]]:
-    """Rows of a card: what either detector says, or that they agree."""
-    second = entry.second
-    if second is None:
-        return []
-    names = detector_name(second.leader), detector_name(second.detector)
-    if not second.differs and not second.reason:
-        return [("Detectors", f"{names[0]} and {names[1]} agree")]
-    first = (
-        f"{esc(material_name(entry.material))}, {layers_text(entry.layers)}, "
-        f"{percent(entry.probability)}; {area_text(entry.area_um2)}"
-    )
-    said = _said_by_the_second(second)
-    if second.differs:
-        said = f"<b class=apart>{said}</b>"
-    return [(names[0], first), (names[1], said)]
 
 
 def _thickness(entry: CatalogueEntry) -> str:
@@ -158,7 +115,7 @@ def filters_form(content: ReportContent) -> str:
     )
     differ = (
         "<label class=tick><input type=checkbox name=differs>detectors differ</label>"
-        if _is_asked(content)
+        if is_asked(content)
         else ""
     )
     return (
@@ -313,66 +270,6 @@ def map_section(content: ReportContent, extent: Extent | None, card_ids: set[int
     )
 
 
-def _shot(crop: Crop | None, what: str, entry: CatalogueEntry, max_bytes: int) -> str:
-    """One picture of an entry, with what either detector outlines where they differ."""
-    if crop is None:
-        return ""
-    outline, holes = crop.outline_um, crop.holes_um
-    if not outline:
-        dx = dy = 0.0
-        if what == "revisit" and entry.revisit is not None and entry.revisit.found:
-            # the revisit measured the position anew: the outline goes where the terrace is there
-            dx = entry.revisit.x_um - entry.stage_x_um
-            dy = entry.revisit.y_um - entry.stage_y_um
-        outline = tuple((x + dx, y + dy) for x, y in entry.outline_um)
-        holes = tuple(tuple((x + dx, y + dy) for x, y in hole) for hole in entry.holes_um)
-    second = entry.second
-    shows_second = what == "scan" and second is not None and second.differs and second.outline_um
-    others = (second.outline_um, *second.holes_um) if second and shows_second else ()
-    alt = (
-        f"{material_name(entry.material)} {layers_text(entry.layers)} #{entry.entry_id}, "
-        f"{crop.objective} {what}"
-    )
-    return _picture(crop, what, alt, (outline, *holes), entry.layers, others, max_bytes)
-
-
-def _picture(
-    crop: Crop,
-    what: str,
-    alt: str,
-    rings: Sequence[Ring],
-    layers: int,
-    others: Sequence[Ring],
-    max_bytes: int,
-) -> str:
-    """One square picture with outlines and scale bar; the crop's centre stays its centre.
-
-    others: as the detector sees it that did not lead; () for nothing of its own.
-    """
-    uri = picture_uri(crop.pixels, CROP_SIDE_PX, 85, max_bytes)
-    if uri is None:
-        return ""
-    height_px, width_px = crop.pixels.shape[:2]
-    um_per_px = crop.pixel_size_nm * 1e-3
-    side_px = max(height_px, width_px)
-    bar_um = nice_length(side_px * um_per_px * 0.3)
-    paths = []
-    for drawn, halo, line in ((rings, "halo", ""), (others, '"halo other"', " class=other")):
-        if not drawn:
-            continue
-        at = (crop.stage_x_um, crop.stage_y_um)
-        path = crop_path(tuple(drawn), at, um_per_px, width_px, height_px)
-        paths.append(f'<path class={halo} d="{path}"/><path{line} d="{path}"/>')
-    return (
-        f'<figure class=shot><img src="{uri}" alt="{esc(alt)}" loading=lazy decoding=async>'
-        f'<svg viewBox="0 0 {width_px} {height_px}" aria-hidden=true class="out '
-        f'{layer_class(layers)}">{"".join(paths)}</svg>'
-        f'<div class=bar style="width:{100 * bar_um / (side_px * um_per_px):.2f}%">'
-        f"{length_text(bar_um)}</div>"
-        f"<figcaption>{esc(crop.objective)} · {what}</figcaption></figure>"
-    )
-
-
 def _bars(entry: CatalogueEntry) -> str:
     rows = []
     for layers, probability in entry.layer_probabilities[:4]:
@@ -393,8 +290,8 @@ def _card(
     max_bytes: int,
 ) -> str:
     shots = [
-        _shot(crops.scan, "scan", entry, max_bytes) if crops else "",
-        _shot(crops.revisit, "revisit", entry, max_bytes) if crops else "",
+        entry_shot(crops.scan, "scan", entry, max_bytes) if crops else "",
+        entry_shot(crops.revisit, "revisit", entry, max_bytes) if crops else "",
     ]
     pictures = "".join(shots)
     again = entry.revisit
@@ -435,10 +332,8 @@ def _card(
         )
         more = f" and {len(siblings) - 6} more" if len(siblings) > 6 else ""
         places.append(("Same flake", links + more))
-    places += _both(entry)
-    apart = (
-        '<span class=differ title="The two detectors differ">≠</span>' if _differs(entry) else ""
-    )
+    places += both_readings(entry)
+    apart = '<span class=differ title="The two detectors differ">≠</span>' if differs(entry) else ""
     title = f"{material_name(entry.material)}, {layers_text(entry.layers)}"
     rank = f"<span class=rank>{entry.rank}</span>" if entry.rank > 0 else ""
     enlarge = (
@@ -502,63 +397,7 @@ def gallery_section(content: ReportContent, shown: Sequence[CatalogueEntry]) -> 
         f"<p class=empty id=none hidden>No flake passes the filter.</p>{more}"
         "<p class=hint>Contrast plots: curves are what thin-film optics expects of each camera "
         "channel (R, G, B), dots what the scan measured, rings what the revisit measured; the band "
-        f"is the layer number chosen.{_second_hint(content)}</p></section>"
-    )
-
-
-def _second_hint(content: ReportContent) -> str:
-    asked = [e for e in content.entries if e.second is not None]
-    if not asked:
-        return ""
-    differ = sum(_differs(e) for e in asked)
-    return (
-        f" After the run {counted(len(asked), 'terrace')} were read a second time by the detector "
-        f"that had not led there: {differ} {'is' if differ == 1 else 'are'} read differently (≠: "
-        "another layer number, an area apart by more than 30 %, or nothing there at all); the "
-        "dashed outline is the second reading."
-    )
-
-
-def lone_section(content: ReportContent) -> str:
-    """What only the second detector saw, on the tiles that it was shown."""
-    if not content.alone:
-        return ""
-    max_bytes = CROPS_MAX_BYTES // max(1, len(content.alone) + 2 * len(content.crops))
-    cards = "".join(_lone_card(lone, max_bytes) for lone in content.alone)
-    return (
-        "<section id=lone><h2>Seen by the second detector alone</h2>"
-        f"<div class=cards>{cards}</div>"
-        "<p class=hint>Not in the catalogue: on the tiles of the cards above, the detector that "
-        "had not led there sees these, and the one that led does not.</p></section>"
-    )
-
-
-def _lone_card(lone: LoneTerrace, max_bytes: int) -> str:
-    piece = lone.piece
-    title = f"{material_name(piece.material)}, {layers_text(piece.layers)}"
-    share = dict(piece.layer_probabilities).get(piece.layers, 0.0)
-    rings = (piece.outline_um, *piece.holes_um)
-    picture = ""
-    if lone.crop is not None:
-        alt = f"{title}, seen by {detector_name(lone.detector)} alone"
-        picture = _picture(lone.crop, "scan", alt, (), piece.layers, rings, max_bytes)
-    rows = [
-        (detector_name(lone.detector), f"{layers_text(piece.layers)}, {percent(share)}"),
-        (detector_name(lone.leader), "<b class=apart>sees no flake here</b>"),
-        ("Area", area_text(piece.area_um2)),
-        ("Flake score", number(piece.score, 2)),
-    ]
-    if lone.chip_um is not None:
-        x_um, y_um = lone.chip_um
-        rows.append(("Chip", f"{number(x_um, 1)}, {number(y_um, 1)}{NNBSP}µm"))
-    x_um, y_um = lone.stage_um
-    rows.append(("Stage", f"{number(x_um, 1)}, {number(y_um, 1)}{NNBSP}µm"))
-    return (
-        f'<article class="card un n1" aria-label="{esc(title)}"><h3>'
-        f'<span class="lay {layer_class(piece.layers)}">{piece.layers}L</span>'
-        f"<span class=name>{esc(material_name(piece.material))}</span>"
-        f"<span class=differ>≠</span><span class=prob>{percent(share)}</span></h3>"
-        f"<div class=body><div class=shots>{picture}</div>{terms(rows)}</div></article>"
+        f"is the layer number chosen.{second_hint(content)}</p></section>"
     )
 
 
@@ -571,11 +410,11 @@ def table_section(content: ReportContent, card_ids: set[int]) -> str:
     links = f"<span class=files>{files}</span>" if files else ""
     if not content.entries:
         return ""
-    is_asked = _is_asked(content)
+    has_second = is_asked(content)
     head = "".join(
         f"<th scope=col{' aria-sort=ascending' if key == 'rank' else ''}>"
         f'<button type=button data-sort="{key}" title="{title}">{name}</button></th>'
-        for key, name, title in (*COLUMNS, *((SECOND_COLUMN,) if is_asked else ()))
+        for key, name, title in (*COLUMNS, *((SECOND_COLUMN,) if has_second else ()))
     )
     rows = []
     for entry in ordered(content.entries):
@@ -599,7 +438,7 @@ def table_section(content: ReportContent, card_ids: set[int]) -> str:
             number(entry.sharpness, 2),
             number(entry.off_ladder, 3),
             state,
-            *((_second_cell(entry),) if is_asked else ()),
+            *((second_cell(entry),) if has_second else ()),
         )
         rows.append(
             f'<tr id="r{entry.entry_id}" data-id="{entry.entry_id}">'
@@ -610,18 +449,6 @@ def table_section(content: ReportContent, card_ids: set[int]) -> str:
         f'aria-label="Table of all entries"><table class=all><thead><tr>{head}</tr></thead>'
         f"<tbody id=rows>{''.join(rows)}</tbody></table></div></section>"
     )
-
-
-def _second_cell(entry: CatalogueEntry) -> str:
-    second = entry.second
-    if second is None:
-        return ""
-    if second.reason:
-        return DASH
-    if not second.layers:
-        return f"{detector_name(second.detector)}: none"
-    said = f"{detector_name(second.detector)}: {second.layers}L, {number(second.area_um2, 0)} µm²"
-    return said if second.differs else "agrees"
 
 
 def _json_number(value: float) -> float | None:
@@ -649,7 +476,7 @@ def entries_json(content: ReportContent, card_ids: set[int]) -> str:
             "sharpness": _json_number(e.sharpness),
             "off": _json_number(e.off_ladder),
             "revisited": 0 if e.revisit is None else 1,
-            "differs": 1 if _differs(e) else 0,
+            "differs": 1 if differs(e) else 0,
         }
         for e in ordered(content.entries)
     ]

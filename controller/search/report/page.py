@@ -33,12 +33,12 @@ from controller.search.report.flakes import (
     entries_json,
     filters_form,
     gallery_section,
-    lone_section,
     map_extent,
     map_section,
     table_section,
     with_cards,
 )
+from controller.search.report.second import lone_section
 from controller.search.report.words import area_text, counted, esc, percent, time_text, when_text
 
 BOOST = 2.4  # how much the enhanced view stretches contrast about the substrate's colour

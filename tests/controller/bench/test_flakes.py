@@ -8,7 +8,7 @@ import pytest
 
 from controller.bench import Report
 from controller.bench import flakes as bench
-from controller.bench.flakes_baselines import classical, merged_chip, methods
+from controller.bench.flakes_baselines import classical, merged_chip, methods, unseen
 from controller.bench.flakes_baselines.gaussian_mixture import (
     GaussianMixture,
     Layer,
@@ -22,6 +22,8 @@ from controller.bench.flakes_baselines.tasks import Claim, Result, Task, Truth, 
 from controller.errors import BadSettings
 from inference.flakes.evidence import CLASSES
 from inference.flakes.flakenet import ODDITY_OF_ORDINARY, FlakeNetDetector
+from inference.flakes.material_cards import load_card
+from inference.flakes.materials import MATERIALS, curves
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
 from inference.flakes.scoring import Instance, Overlaps, iou_matrix
 
@@ -224,7 +226,7 @@ def test_quick_and_full_ask_the_same():
         return {
             (t.group, t.only, t.scene and (t.scene.material, t.scene.oxide_nm))
             for t in tasks
-            if not t.group.startswith("change")
+            if not t.group.startswith(("change", "unseen"))
         }
 
     assert asked(quick) == asked(full)
@@ -240,6 +242,60 @@ def test_rows_without_any_data_say_so():
     assert all(row.value is None and row.note for row in bench.real_rows([]))
     assert all(row.value is None for row in bench.strangeness_rows([]))
     assert all(row.value is None for row in bench.time_rows([]))
+
+
+def test_the_one_in_use_is_the_one_that_leads():
+    """It is not asked again: its results are those of whichever of the two leads."""
+    shown = run_task(Task("layers", (7,), SMALL))
+    by_name = {r.method: r for r in shown}
+    if methods.USED not in by_name:
+        pytest.skip("FlakeNet's weights are not here")
+    leader = methods.who_leads([simulated(SMALL, 7)])
+    assert by_name[methods.USED].claims == by_name[leader].claims
+    assert by_name[methods.USED].truths is by_name[leader].truths
+
+
+def test_a_wrong_layer_number_is_no_overlap_where_layers_count():
+    shown = run_task(Task("layers", (7,), SMALL, only=(methods.PHYSICS,)))[0]
+    plain, strict = shown.overlaps[0].ious, shown.with_layers[0].ious
+    assert plain.shape == strict.shape
+    assert np.all((strict == plain) | (strict == 0.0))
+    met = [t for t in shown.truths if t.is_met]
+    right = sum(t.layers == t.said_layers for t in met)
+    assert np.count_nonzero((strict >= 0.5).any(axis=0)) == right > 0
+
+
+UNSEEN = Scene("mose2", 90.0, curve="hsu_3l", shape_px=(480, 640))
+
+
+def test_a_card_is_what_a_table_says(tmp_path):
+    card = load_card(unseen.written_card("mose2", tmp_path))
+    assert card.key == "new_mose2"
+    assert card.layer_thickness_nm == MATERIALS["mose2"].layer_thickness_nm
+    table = curves()["mose2/bulk_munkhbat"].at(np.array([600.0]))[0]
+    at = card.wavelength_nm.index(600.0)
+    assert (card.n[at], card.k[at]) == pytest.approx((table.real, abs(table.imag)), abs=1e-4)
+
+
+def test_examples_are_outlined_and_counted():
+    shown = simulated(UNSEEN, 7)
+    labels, points = unseen.labels_of(shown), unseen.points_in(shown.true)
+    assert len(points) == len(shown.true) > 0
+    for number, (one, point) in enumerate(zip(shown.true, points, strict=True), start=1):
+        assert labels[int(point.y_px), int(point.x_px)] == number
+        assert np.count_nonzero(labels == number) == one.area_px
+        assert point.layers == one.layers
+
+
+def test_an_unseen_crystal_is_found_both_ways():
+    found = run_task(Task("unseen", tuple(range(7, 13)), UNSEEN))
+    assert [r.method for r in found] == [unseen.BY_CARD, unseen.BY_FLAKES]
+    rows = {row.name: row for row in bench.unseen_rows(found)}
+    lost = rows["simulated, unseen crystal: AP50, layers right lost by the card"]
+    assert (lost.bar, lost.better) == (5.0, "lower")
+    assert all(len(r.overlaps) == 1 for r in found)  # the other five are examples
+    assert rows[f"simulated, unseen crystal: AP50, {unseen.BY_CARD}"].value > 0.5
+    assert all(row.value is None for row in bench.unseen_rows([]))
 
 
 def test_a_chip_of_tiles_keeps_every_terrace_once():
