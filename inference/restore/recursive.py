@@ -41,6 +41,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inference.restore.api import Frame, Grey, MapRestorer, NoiseModel, Restored, Restorer, grey_of
 from inference.restore.noise import estimate_noise
 
+FloatArray = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]  # (2,): down, to the right
 Matrix = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8]  # (h, w), 0 or 1
@@ -75,7 +76,7 @@ class RecursiveSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    most_frames: int = Field(default=32, ge=2, le=1_000)  # that an average may be worth
+    most_frames: int = Field(default=32, ge=2, le=128)  # that an average may be worth
     speed_px: _Pixels = 2.0  # of drift between two frames, before anything is known: one sd
     unrest_px: _Pixels = 0.3  # by which a frame strays from steady drift: one sd
 
@@ -85,7 +86,7 @@ class _Scene:
     """The average, all (h, w) float32 on one grid."""
 
     mean: Grey
-    frames: Grey  # that each pixel is worth; 0: never seen
+    counts: Mask  # frames that each pixel was seen in, up to 255; 0: never
     fresh: Grey  # the last frame
     doubted: Mask  # where it differs from the average, and is shown instead of it
     level: Grey  # restored
@@ -220,7 +221,7 @@ class Recursive:
         nothing = np.zeros_like(grey)
         self._scene = _Scene(
             mean=grey,
-            frames=np.ones_like(grey),
+            counts=np.ones(grey.shape, np.uint8),
             fresh=grey,
             doubted=np.zeros(grey.shape, np.uint8),
             level=answer.image,
@@ -240,7 +241,7 @@ class Recursive:
         level = float(cv2.mean(scene.level)[0])
         return _Scene(
             mean=_rolled(scene.mean, by, level),
-            frames=_rolled(scene.frames, by, 0.0),
+            counts=_rolled(scene.counts, by, 0),
             fresh=_rolled(scene.fresh, by, level),
             doubted=_rolled(scene.doubted, by, 0),
             level=_rolled(scene.level, by, level),
@@ -252,8 +253,8 @@ class Recursive:
 
     def _averaged(self, scene: _Scene, aligned: Grey, noise: NoiseModel) -> _Scene | None:
         """The scene with one more frame in it; None if hardly anything is as it was."""
-        frames = scene.frames
-        is_new = frames == 0.0
+        worth, share = _weights(self._settings.most_frames)
+        is_new = scene.counts == 0
         gap = aligned - scene.mean
         np.copyto(gap, np.float32(0.0), where=is_new)
         flicker = _flicker(gap)
@@ -261,27 +262,20 @@ class Recursive:
         np.copyto(gap, np.float32(0.0), where=is_new)
         level = np.asarray(cv2.GaussianBlur(scene.mean, (5, 5), 1.0), np.float32)
         spread = noise.variance_dn2(level + flicker)
-        spread += spread / np.maximum(frames, np.float32(1.0))
+        spread *= _looked_up(scene.counts, 1.0 + 1.0 / np.maximum(worth, 1.0))
         now, lately = self._evidence(scene, np.asarray(gap / np.sqrt(spread), dtype=np.float32))
         doubted = _changed(aligned.shape, now, lately, self._scales)
         if float(cv2.mean(doubted)[0]) > _CUT_RATIO:
             return None
-        share = np.maximum(
-            np.reciprocal(frames + np.float32(1.0)),
-            np.float32(2.0 / (self._settings.most_frames + 1.0)),
-        )
-        rest = np.float32(1.0) - share
-        worth = np.reciprocal(rest * rest / np.maximum(frames, np.float32(1e-3)) + share * share)
-        mean = aligned - rest * gap
+        mean = aligned - gap * _looked_up(scene.counts, 1.0 - share)
+        counts = np.minimum(scene.counts, np.uint8(254)) + np.uint8(1)
         # A doubt is raised by one frame, shown at once, and confirmed by the next one or forgotten.
         was_doubted = scene.doubted > 0
         if was_doubted.any():
-            is_confirmed = was_doubted & (
-                _confirmed(aligned.shape, now, scene.evidence, self._scales) > 0
-            )
+            is_confirmed = _confirmed(was_doubted, now, scene.evidence, self._scales)
             fresh = np.float32(0.5) * (scene.fresh + flicker + aligned)
             np.copyto(mean, fresh, where=is_confirmed)
-            np.copyto(worth, np.float32(2.0), where=is_confirmed)
+            np.copyto(counts, np.uint8(2), where=is_confirmed)
             is_settled = ~was_doubted
             lately = tuple(
                 one
@@ -291,8 +285,8 @@ class Recursive:
         np.copyto(doubted, np.uint8(0), where=was_doubted | is_new)
         is_doubted = doubted > 0
         np.copyto(mean, scene.mean + flicker, where=is_doubted)
-        np.copyto(worth, frames, where=is_doubted)
-        return _Scene(mean, worth, aligned, doubted, scene.level, lately)
+        np.copyto(counts, scene.counts, where=is_doubted)
+        return _Scene(mean, counts, aligned, doubted, scene.level, lately)
 
     def _evidence(self, scene: _Scene, surprise: Grey) -> tuple[tuple[Grey, ...], tuple[Grey, ...]]:
         """Of change, in this frame and in the last ones; one image for each size of place."""
@@ -311,20 +305,22 @@ class Recursive:
     def _shown(self, scene: _Scene, aligned: Grey, noise: NoiseModel, rest_px: Vector) -> Restored:
         """Restore the average, and shift what came out to where the frame has it."""
         is_doubted = scene.doubted > 0
-        mean, frames = scene.mean, scene.frames
+        mean, counts = scene.mean, scene.counts
         if is_doubted.any():
             mean = np.where(is_doubted, aligned, mean)
-            frames = np.where(is_doubted, np.float32(1.0), frames)
-        worth = float(np.median(frames[::8, ::8]))
+            counts = np.where(is_doubted, np.uint8(1), counts)
+        table, _ = _weights(self._settings.most_frames)
+        worth = float(table[int(np.median(counts[::8, ::8]))])
         restorer = self._restorer
         if isinstance(restorer, MapRestorer) and restorer.takes_sigma:
-            sigma = np.sqrt(noise.variance_dn2(scene.level) / frames)
+            sigma = np.sqrt(noise.variance_dn2(scene.level))
+            sigma *= _looked_up(counts, 1.0 / np.sqrt(table))
             answer = restorer.restore(mean, noise, sigma)
         else:
             answer = restorer.restore(mean, averaged_noise(noise, worth))
             if answer.sigma is not None:
-                less = np.sqrt(np.float32(worth) / frames)
-                answer = replace(answer, sigma=answer.sigma * less)
+                more = _looked_up(counts, np.sqrt(worth / table))
+                answer = replace(answer, sigma=answer.sigma * more)
         self._scene = replace(scene, level=answer.image)
         self._level_variance_dn2 = _left(answer, noise, worth)
         self._effective_frames = worth
@@ -333,6 +329,24 @@ class Recursive:
 
 
 # --- averages --------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(most_frames: int) -> tuple[FloatArray, FloatArray]:
+    """By the number of times that a pixel was seen: frames it's worth, and the next one's share.
+
+    (256,) each. All frames weigh alike at first, the newest more than the older ones then.
+    """
+    worth, share = np.ones(256), np.ones(256)
+    for seen in range(1, 256):
+        share[seen] = max(1.0 / (worth[seen] + 1.0), 2.0 / (most_frames + 1.0))
+        if seen < 255:
+            worth[seen + 1] = 1.0 / ((1.0 - share[seen]) ** 2 / worth[seen] + share[seen] ** 2)
+    return worth, share
+
+
+def _looked_up(counts: Mask, table: FloatArray) -> Grey:
+    return np.asarray(cv2.LUT(counts, table.astype(np.float32)), dtype=np.float32)
 
 
 def averaged_noise(noise: NoiseModel, frames: float) -> NoiseModel:
@@ -393,17 +407,23 @@ def _changed(
 
 
 def _confirmed(
-    shape: tuple[int, int], now: Sequence[Grey], doubt: Sequence[Grey], usual: Sequence[float]
-) -> Mask:
+    doubted: npt.NDArray[np.bool_],
+    now: Sequence[Grey],
+    doubt: Sequence[Grey],
+    usual: Sequence[float],
+) -> npt.NDArray[np.bool_]:
     """Where a doubt that the frame before raised is borne out: as it was, and about as strong."""
-    likely = np.zeros(shape, np.uint8)
+    height, width = now[0].shape
+    likely = np.zeros((height, width), np.uint8)
     for size_px, one, other, scale in zip(_SIZES_PX, now, doubt, usual, strict=True):
-        least = np.maximum(
-            np.abs(other) * np.float32(_AGAIN_RATIO), np.float32(_AGAIN_SIGMA * scale)
-        )
-        is_again = (np.copysign(one, one * other) > least).astype(np.uint8)
-        likely |= _spread(is_again, size_px, shape)
-    return likely
+        step = _step(size_px)
+        at = np.nonzero(doubted[::step, ::step][: one.shape[0], : one.shape[1]])
+        here, before = one[at], other[at]
+        least = np.maximum(_AGAIN_SIGMA * scale, _AGAIN_RATIO * np.abs(before))
+        is_again = np.zeros(one.shape, np.uint8)
+        is_again[at] = np.copysign(here, here * before) > least
+        likely |= _spread(is_again, size_px, (height, width))
+    return np.asarray((likely > 0) & doubted, dtype=np.bool_)
 
 
 def _spread(mask: Mask, radius_px: float, shape: tuple[int, int]) -> Mask:
