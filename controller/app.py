@@ -23,8 +23,8 @@ from controller.eyes import MakeDetector, SearchEyes, of_its_own_mind
 from controller.focusing.few_frames import FewFrames
 from controller.processes import processes
 from controller.record import rundir
-from controller.restoring.choice import NetworkName, restorer_choice
-from controller.restoring.stage import RestorerChoice
+from controller.restoring.choice import Method, NetworkName, restorer_choice
+from controller.restoring.frames import RestorerChoice
 from controller.safety import Envelope
 from controller.search.scorecard import TruthTerrace
 from controller.settings import InferenceSettings, Settings, validated
@@ -42,7 +42,7 @@ from inference.focus.likelihood import Prior
 from inference.focus.parabola import InverseParabola
 from inference.onnx_engine import OnnxEngine, onnxruntime_here
 from inference.openvino_engine import OpenVinoEngine, openvino_here
-from inference.restore.api import Restorer
+from inference.restore.network import NetworkDenoiser
 from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
 from inference.training.flake_examples import Example, example_of
 from inference.training.restore_examples import CleanScene
@@ -364,19 +364,40 @@ def live_restorer(
     Raises NoEngine, BadModel.
     """
     restore = settings.restore
-    return restorer_choice(
+    if restore.method == "off":
+        return None
+    return restorer_named(
         restore.method,
         recursive=restore.recursive,
-        open_network=partial(denoiser, wanted=settings.inference, say=say),
+        wanted=settings.inference,
         twin_test_every_frames=restore.twin_test_every_frames,
+        say=say,
+    )
+
+
+def restorer_named(
+    method: Method,
+    *,
+    recursive: bool,
+    wanted: InferenceSettings | None = None,
+    twin_test_every_frames: int = 1,
+    say: Callable[[str], None] | None = None,
+) -> RestorerChoice:
+    """A restorer by its name in the settings. Raises NoEngine, BadModel."""
+    return restorer_choice(
+        method,
+        recursive=recursive,
+        open_network=partial(denoiser, wanted=wanted or InferenceSettings(), say=say),
+        twin_test_every_frames=twin_test_every_frames,
     )
 
 
 def denoiser(
     name: NetworkName, wanted: InferenceSettings, say: Callable[[str], None] | None = None
-) -> Restorer | None:
+) -> NetworkDenoiser | None:
     """A denoising network; None: no weights are here, or nothing runs them.
 
     Raises NoEngine where a runtime was asked for by name and is not here, BadModel.
     """
-    return None
+    engine = open_network(f"denoise_{name}", wanted, say)
+    return None if engine is None else NetworkDenoiser(engine)

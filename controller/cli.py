@@ -219,19 +219,36 @@ def watch(
 @cli.command()
 def denoise(
     frames: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="PNG or TIFF file, or a folder of them")
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="PNG, TIFF, Zarr, MRC, DM3, DM4 or SER, or a folder of them"
+        ),
     ],
     *,
     out: Annotated[
         Path,
-        typer.Option(help="file, or folder for a folder's NAME_denoised; never written over"),
+        typer.Option(
+            help="PNG, TIFF or Zarr, or folder for a folder's NAME_denoised; never written over"
+        ),
     ],
     method: Annotated[
-        Method, typer.Option(help="auto: the filter of least estimated error on each frame")
+        Method,
+        typer.Option(
+            help="auto: the live network where its weights are, else the classical filter of "
+            "least estimated error on each frame"
+        ),
     ] = "auto",
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "--recursive",
+            help="the frames of a file, or a folder's files by name, show one scene: average over "
+            "them, drift followed",
+        ),
+    ] = False,
 ) -> None:
-    """Take the noise off frames with a classical filter; computed files say that they are."""
-    status = denoise_frames(frames, out, method, _console())
+    """Take the noise off frames and movies; computed files say that they are."""
+    status = denoise_frames(frames, out, method, _console(), recursive=recursive)
     if status:
         raise typer.Exit(status)
 

@@ -1,195 +1,158 @@
 """`scopeloop denoise`: computed frames without their noise, written beside the frames themselves.
 
-PNG and TIFF, of any number of channels, in the frame's own number type. A computed file says that
-it is one, in the Description of a PNG and the ImageDescription of a TIFF; no file that exists is
-ever written over. Other tags (pixel size, orientation) are not carried over.
+PNG, TIFF, Zarr, MRC, DM3, DM4 and SER, of any number of frames; written as PNG, TIFF or Zarr, in
+the frame's own number type where restorers have it. A computed file says that it is one, in its
+metadata; no file that exists is ever written over. Of other tags only the pixel size is carried
+over.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Callable
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.markup import escape
 
-from controller.commands.screen import bar
+from controller import app
+from controller.commands.screen import Told, bar
 from controller.errors import BadSettings
-from controller.record import rundir
+from controller.image_files.api import ImageFile, Pixels
+from controller.image_files.reading import SUFFIXES, is_frame_file, open_images
+from controller.image_files.writing import SUFFIXES as OUT_SUFFIXES
+from controller.image_files.writing import open_writer
+from controller.image_files.zarr_images import is_zarr
+from controller.restoring import choice
+from controller.restoring.frames import FrameRestorer, RestoredFrame, RestorerChoice
 from inference.api import BadImage
-from inference.restore.api import Restorer
-from inference.restore.channels import restore_image
-from inference.restore.classical import Gaussian, LocalWiener, NonLocalMeans, RadialWiener
-from inference.restore.guard import BestClassical
 
-Method: TypeAlias = Literal["auto", "radial-wiener", "local-wiener", "nlm", "gaussian"]
+Method: TypeAlias = Literal[
+    "auto", "live", "quality", "radial-wiener", "local-wiener", "nlm", "gaussian"
+]
 
-SUFFIXES: Final = (".png", ".tif", ".tiff")
-
-_RESTORERS: Final[dict[Method, Callable[[], Restorer]]] = {
-    "auto": BestClassical,
-    "radial-wiener": RadialWiener,
-    "local-wiener": LocalWiener,
-    "nlm": NonLocalMeans,
-    "gaussian": Gaussian,
+_NAMED: Final[dict[Method, choice.Method]] = {
+    "auto": "auto",
+    "live": "live",
+    "quality": "quality",
+    "radial-wiener": "radial_wiener",
+    "local-wiener": "local_wiener",
+    "nlm": "nlm",
+    "gaussian": "gaussian",
 }
-_OTHER_FORMATS: Final = {
-    ".mrc": "MRC",
-    ".mrcs": "MRC",
-    ".dm3": "DM3",
-    ".dm4": "DM4",
-    ".ser": "SER",
-    ".emi": "SER",
-    ".zarr": "Zarr",
-}
-_ZARR_MARKS: Final = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
-_PNG_HEAD_BYTES: Final = 33  # signature and IHDR
-_TIFF_DESCRIPTION: Final = 270
-_TIFF_ASCII: Final = 2
+_KEPT_SUFFIXES: Final = frozenset({".png", ".tif", ".tiff"})  # others' results become TIFF
+_STACKED: Final = ".tif"
+_MOST_REASONS: Final = 3  # printed of one file
 
 
-def denoise(given: Path, out: Path, method: Method, console: Console) -> int:
-    """Restore a file, or all of a folder; the exit status is 1 where some could not be done."""
-    restorer = _RESTORERS[method]()
-    if not given.is_dir() or _format_of(given):
-        _refuse_others(given)
-        if out.suffix.lower() not in SUFFIXES:
-            raise BadSettings("", "--out", out, f"a file with one of {', '.join(SUFFIXES)}")
+def denoise(
+    given: Path, out: Path, method: Method, console: Console, *, recursive: bool = False
+) -> int:
+    """Restore a file, or all of a folder; the exit status is 1 where some could not be done.
+
+    recursive: the frames of a file, or the files of a folder by name, are one scene.
+    """
+
+    def say(words: str) -> None:
+        console.print(f"[yellow]{escape(words)}[/]")
+
+    chosen = app.restorer_named(_NAMED[method], recursive=recursive, say=say)
+    if not given.is_dir() or is_zarr(given):
+        if out.suffix.lower() not in OUT_SUFFIXES:
+            raise BadSettings("", "--out", out, f"a file with one of {', '.join(OUT_SUFFIXES)}")
         with bar(console, "denoise") as progress:
-            progress(0, 1, given.name)
-            _tell(console, out, *_denoise_file(given, out, restorer))
+            _tell(console, out, _denoise_file(given, out, FrameRestorer(chosen), progress))
         return 0
-    return _denoise_folder(given, out, restorer, console)
+    return _denoise_folder(given, out, chosen, console, recursive=recursive)
 
 
-def _denoise_folder(given: Path, out: Path, restorer: Restorer, console: Console) -> int:
+def _denoise_folder(
+    given: Path, out: Path, chosen: RestorerChoice, console: Console, *, recursive: bool
+) -> int:
     """A file that cannot be done is named, and the others go on."""
-    if out.suffix.lower() in SUFFIXES or out.is_file():
+    if out.suffix.lower() in OUT_SUFFIXES or out.is_file():
         raise BadSettings("", "--out", out, f"a folder, as {given} is one")
-    paths = sorted(
-        path for path in given.iterdir() if path.suffix.lower() in SUFFIXES or _format_of(path)
-    )
+    paths = sorted(path for path in given.iterdir() if is_frame_file(path))
     if not paths:
         raise BadImage(f"{given}: no frame with one of {', '.join(SUFFIXES)}")
     refused = 0
+    restorer = FrameRestorer(chosen)
     with bar(console, "denoise") as progress:
         for done, path in enumerate(paths):
             progress(done, len(paths), path.name)
-            written = out / f"{path.stem}_denoised{path.suffix}"
+            suffix = path.suffix if path.suffix.lower() in _KEPT_SUFFIXES else _STACKED
+            written = out / f"{path.stem}_denoised{suffix}"
+            if not recursive:
+                restorer = FrameRestorer(chosen)
             try:
-                _tell(console, written, *_denoise_file(path, written, restorer))
+                _tell(console, written, _denoise_file(path, written, restorer, None))
             except BadImage as error:
                 console.print(f"[red]not done[/] {escape(str(error))}", soft_wrap=True)
                 refused += 1
-    console.print(f"{len(paths) - refused} of {len(paths)} frames denoised")
+    console.print(f"{len(paths) - refused} of {len(paths)} files denoised")
     return 1 if refused else 0
 
 
-def _denoise_file(path: Path, out: Path, restorer: Restorer) -> tuple[str, str]:
-    """Restore one file; returns the filters that made it and what is to be known of it."""
-    if out.exists():
-        raise BadImage(f"{path}: {out} exists and is not written over; name another --out")
-    pixels = read_pixels(path)
+@dataclass(slots=True, eq=False)
+class _Made:
+    """By what the frames of a file were made, and what is to be known of them."""
+
+    frames: int = 0
+    fallbacks: int = 0
+    effective_frames: float = 1.0  # of the last
+    methods: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, None] = field(default_factory=dict)
+
+    def add(self, restored: RestoredFrame) -> None:
+        """One more frame."""
+        self.frames += 1
+        self.fallbacks += restored.is_fallback
+        self.effective_frames = restored.effective_frames
+        self.methods[restored.method] += 1
+        if restored.reason and len(self.reasons) < _MOST_REASONS:
+            self.reasons[restored.reason] = None
+
+
+def _denoise_file(path: Path, out: Path, restorer: FrameRestorer, told: Told | None) -> _Made:
+    """Restore one file, frame by frame; what is not whole in the end is not left behind."""
+    images = open_images(path)
+    writer = open_writer(out, path, images.frames, images.pixel_size_nm)
+    made = _Made()
+    try:
+        for number in range(images.frames):
+            if told is not None:
+                told(number, images.frames, path.name)
+            image, restored = _restored(images, number, restorer)
+            made.add(restored)
+            words = f"computed by scopeloop denoise ({restored.method}); not a raw frame"
+            writer.append(image, words)
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    return made
+
+
+def _restored(
+    images: ImageFile, number: int, restorer: FrameRestorer
+) -> tuple[Pixels, RestoredFrame]:
+    """A computed frame, with the opacity that the frame itself has."""
+    pixels = images.frame(number)
     has_alpha = pixels.ndim == 3 and pixels.shape[2] == 4
-    colours = pixels[..., :3] if has_alpha else pixels
     try:
-        restored = restore_image(colours, restorer)
+        restored = restorer.restore(pixels[..., :3] if has_alpha else pixels)
     except BadImage as error:
-        raise BadImage(f"{path}: {error}") from error
-    image = restored.pixels
+        raise BadImage(f"{images.path}: {error}") from error
     if has_alpha:
-        image = np.concatenate([image, pixels[..., 3:]], axis=-1)
-    methods = ", ".join(dict.fromkeys(one.method for one in restored.channels))
-    words = f"computed by scopeloop denoise ({methods}); not a raw frame"
-    data = _encoded(image, path, out.suffix.lower(), words)
-    with rundir.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("xb") as file:
-            file.write(data)
-    return methods, restored.reason
+        return np.concatenate([restored.image, pixels[..., 3:]], axis=-1), restored
+    return restored.image, restored
 
 
-def _tell(console: Console, out: Path, methods: str, reason: str) -> None:
-    doubt = f" [yellow]{escape(reason)}[/]" if reason else ""
-    console.print(f"[bold]{escape(str(out))}[/] {methods}{doubt}", soft_wrap=True)
-
-
-# --- files -----------------------------------------------------------------------------------
-
-
-def read_pixels(path: Path) -> npt.NDArray[Any]:
-    """Read a PNG or a TIFF of one page as it is; colours come in OpenCV's order.
-
-    Raises BadImage, naming the file.
-    """
-    _refuse_others(path)
-    try:
-        # Not cv2.imread: it cannot open paths with letters beyond ASCII on Windows.
-        data = np.fromfile(path, dtype=np.uint8)
-        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1] if data.size else ()
-    except (OSError, cv2.error) as error:
-        raise BadImage(f"{path}: cannot be read: {error}") from error
-    if not pages:
-        raise BadImage(f"{path}: not an image that can be decoded")
-    if len(pages) > 1:
-        raise BadImage(f"{path}: holds {len(pages)} pages; only single frames are read here")
-    return np.asarray(pages[0])
-
-
-def _refuse_others(path: Path) -> None:
-    if named := _format_of(path):
-        raise BadImage(f"{path}: {named} is not read here; export it as TIFF of 16 bits or floats")
-    if path.suffix.lower() not in SUFFIXES:
-        raise BadImage(f"{path}: only {', '.join(SUFFIXES)} are read here")
-
-
-def _format_of(path: Path) -> str:
-    """Name of a microscope's format that is known but not read; "" for all others."""
-    if path.is_dir() and any((path / mark).exists() for mark in _ZARR_MARKS):
-        return "Zarr"
-    return _OTHER_FORMATS.get(path.suffix.lower(), "")
-
-
-def _encoded(image: npt.NDArray[Any], path: Path, suffix: str, words: str) -> bytes:
-    if suffix == ".png" and image.dtype not in (np.uint8, np.uint16):
-        raise BadImage(f"{path}: holds {image.dtype}, which PNG cannot; name a .tif as --out")
-    try:
-        is_done, encoded = cv2.imencode(suffix, image)
-    except cv2.error as error:
-        raise BadImage(f"{path}: cannot be written as {suffix}: {error}") from error
-    if not is_done:
-        raise BadImage(f"{path}: cannot be written as {suffix}")
-    label = words.encode("ascii", "replace")
-    return (png_labelled if suffix == ".png" else tiff_labelled)(encoded.tobytes(), label)
-
-
-def png_labelled(data: bytes, label: bytes) -> bytes:
-    """The same PNG with a text chunk "Description" behind its header."""
-    body = b"tEXt" + b"Description\0" + label
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return data[:_PNG_HEAD_BYTES] + chunk + data[_PNG_HEAD_BYTES:]
-
-
-def tiff_labelled(data: bytes, label: bytes) -> bytes:
-    """The same TIFF, of one page and little-endian, with its directory anew and a description."""
-    (at,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, at)
-    entries = [data[at + 2 + 12 * n : at + 14 + 12 * n] for n in range(count)]
-    text = label + b"\0" * (2 - len(label) % 2)  # ends in 0; the directory begins on an even byte
-    body = data + b"\0" * (len(data) % 2)
-    entries = [entry for entry in entries if _tag_of(entry) != _TIFF_DESCRIPTION]
-    entries.append(struct.pack("<HHII", _TIFF_DESCRIPTION, _TIFF_ASCII, len(text), len(body)))
-    entries.sort(key=_tag_of)
-    directory = struct.pack("<H", len(entries)) + b"".join(entries)
-    head = body[:4] + struct.pack("<I", len(body) + len(text))
-    return head + body[8:] + text + directory + struct.pack("<I", 0)
-
-
-def _tag_of(entry: bytes) -> int:
-    return int.from_bytes(entry[:2], "little")
+def _tell(console: Console, out: Path, made: _Made) -> None:
+    methods = ", ".join(made.methods)
+    many = f" {made.frames} frames" if made.frames > 1 else ""
+    deep = f", {made.effective_frames:.1f} effective frames" if made.effective_frames > 1 else ""
+    doubt = f" [yellow]{escape('; '.join(made.reasons))}[/]" if made.reasons else ""
+    console.print(f"[bold]{escape(str(out))}[/]{many} {methods}{deep}{doubt}", soft_wrap=True)

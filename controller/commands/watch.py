@@ -83,7 +83,8 @@ class _Teller:
 
     def __call__(self, view: LiveView) -> None:
         log, until = self.log, self._until
-        doing = f"frame {view.frame.number} {view.method or 'raw'}"
+        method = "raw" if view.restored is None else view.restored.method
+        doing = f"frame {view.frame.number} {method}"
         if until.frames is not None or until.seconds is None:
             self._told(log.exposed_frames, until.frames or log.exposed_frames, doing)
         else:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
-from controller.restoring.stage import EachAlone, RestorerChoice
+from controller.restoring.frames import EachAlone, RestorerChoice
 from inference.api import NoEngine
 from inference.restore.api import LiveRestorer, Restorer
 from inference.restore.classical import Gaussian, LocalWiener, NonLocalMeans, RadialWiener
 from inference.restore.guard import BestClassical, Guarded
+from inference.restore.recursive import Recursive
 
 Method: TypeAlias = Literal[
-    "off", "auto", "live", "quality", "radial_wiener", "local_wiener", "nlm", "gaussian"
+    "auto", "live", "quality", "radial_wiener", "local_wiener", "nlm", "gaussian"
 ]
 NetworkName: TypeAlias = Literal["live", "quality"]
 OpenNetwork: TypeAlias = Callable[[NetworkName], Restorer | None]
@@ -36,17 +37,15 @@ def restorer_choice(
     recursive: bool,
     open_network: OpenNetwork,
     twin_test_every_frames: int = 1,
-) -> RestorerChoice | None:
-    """What a word means; None: "off". open_network: answers None where there are no weights.
+) -> RestorerChoice:
+    """What a word means. open_network: answers None where there are no weights.
 
     Raises NoEngine where a network was asked for by name and is not here, BadModel.
     """
-    if method == "off":
-        return None
     restorer, expected = restorer_of(method, open_network, twin_test_every_frames)
 
     def make() -> LiveRestorer:
-        return EachAlone(restorer)
+        return Recursive(restorer) if recursive else EachAlone(restorer)
 
     return RestorerChoice(restorer.name, make, expected)
 

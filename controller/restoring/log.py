@@ -67,6 +67,7 @@ class Point:
 
     at_s: float  # since the session began
     latency_s: float
+    work_s: float
     effective_frames: float
     is_fallback: bool
 
@@ -124,13 +125,21 @@ class WatchLog:
         self.viewed_frames += 1
         self.skipped_frames += view.skipped_frames
         self.moments.add(view)
-        if view.image is not None:
+        restored = view.restored
+        if restored is not None:
             self.restored_frames += 1
-            self.methods[view.method] += 1
-            self.fallbacks += view.is_fallback
-            self.doubted_frames += not view.in_distribution
-            at_s = view.ready_s - self.began_s
-            self.curve.add(Point(at_s, view.latency_s, view.effective_frames, view.is_fallback))
+            self.methods[restored.method] += 1
+            self.fallbacks += restored.is_fallback
+            self.doubted_frames += not restored.in_distribution
+            self.curve.add(
+                Point(
+                    at_s=view.ready_s - self.began_s,
+                    latency_s=view.latency_s,
+                    work_s=view.work_s,
+                    effective_frames=restored.effective_frames,
+                    is_fallback=restored.is_fallback,
+                )
+            )
         if view.reason:
             kind = _NUMBER.sub("#", view.reason)
             known = kind in self.reasons or len(self.reasons) < _MOST_REASONS

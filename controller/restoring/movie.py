@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final, Literal, TextIO, cast
 
 import numpy as np
 import zarr
@@ -70,18 +70,19 @@ class MovieWriter:
 
     def append_view(self, view: LiveView) -> None:
         """Write what was computed, if anything was. Raises DiskFull or BadRecord."""
-        if view.image is None:
+        restored = view.restored
+        if restored is None:
             return
         self._write(
-            view.image,
+            cast("Pixels", restored.image),
             view.frame,
             {
                 "computed_from": view.frame.number,
-                "method": view.method,
-                "is_fallback": view.is_fallback,
-                "reason": view.reason,
-                "in_distribution": view.in_distribution,
-                "effective_frames": round(view.effective_frames, 3),
+                "method": restored.method,
+                "is_fallback": restored.is_fallback,
+                "reason": restored.reason,
+                "in_distribution": restored.in_distribution,
+                "effective_frames": round(restored.effective_frames, 3),
                 "latency_s": round(view.latency_s, 6),
             },
         )

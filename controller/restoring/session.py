@@ -19,9 +19,10 @@ from typing import Final
 from controller.errors import StreamError
 from controller.geometry import CameraGeometry, footprint_um
 from controller.motion import Motion
+from controller.restoring.frames import RestorerChoice
 from controller.restoring.log import WatchLog
 from controller.restoring.movie import MovieWriter
-from controller.restoring.stage import LiveView, RestorerChoice, RestoreStage
+from controller.restoring.stage import LiveView, RestoreStage
 from controller.safety import Envelope, Expose, Supervisor
 from controller.settings import Settings
 from controller.stream import FrameStream, LiveLane, RecordLane

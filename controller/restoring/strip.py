@@ -42,30 +42,25 @@ def strip(views: Sequence[LiveView], began_s: float) -> Rgb:
         head = f"frame {view.frame.number}, {at_s:.2f} s"
         raw = tile(view.frame.pixels, view.frame.pixel_size_nm)
         _put(sheet, left, _GAP_PX, ("raw", head), raw, _INK)
-        words = described(view)
-        if view.image is None:
+        restored, words = view.restored, described(view)
+        if restored is None:
             empty = np.full((TILE_PX, TILE_PX, 3), _GROUND + 10, dtype=np.uint8)
             _put(sheet, left, _GAP_PX + pitch_y, ("nothing computed", words), empty, _WARN)
-        else:
-            computed = tile(view.image, view.frame.pixel_size_nm)
-            colour = _WARN if view.is_fallback else _INK
-            _put(
-                sheet,
-                left,
-                _GAP_PX + pitch_y,
-                (f"computed: {view.method}", words),
-                computed,
-                colour,
-            )
+            continue
+        computed = tile(restored.image, view.frame.pixel_size_nm)
+        colour = _WARN if restored.is_fallback else _INK
+        head = f"computed: {restored.method}"
+        _put(sheet, left, _GAP_PX + pitch_y, (head, words), computed, colour)
     return sheet
 
 
 def described(view: LiveView) -> str:
     """What is to be known of a computed image, in few words."""
-    if view.image is None:
-        return view.reason or "raw frames were asked for"
-    frames = f"{view.effective_frames:.1f} effective frames"
-    return f"FALLBACK; {frames}" if view.is_fallback else frames
+    restored = view.restored
+    if restored is None:
+        return view.unable or "raw frames were asked for"
+    frames = f"{restored.effective_frames:.1f} effective frames"
+    return f"FALLBACK; {frames}" if restored.is_fallback else frames
 
 
 def tile(pixels: npt.NDArray[Any], pixel_size_nm: float, side_px: int = TILE_PX) -> Rgb:
