@@ -43,6 +43,7 @@ from inference.focus.parabola import InverseParabola
 from inference.onnx_engine import OnnxEngine, onnxruntime_here
 from inference.openvino_engine import OpenVinoEngine, openvino_here
 from inference.restore.network import NetworkDenoiser
+from inference.restore.views import SCALES, ComputedView, ViewName
 from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
 from inference.training.flake_examples import Example, example_of
 from inference.training.restore_examples import CleanScene
@@ -390,6 +391,19 @@ def restorer_named(
         open_network=partial(denoiser, wanted=wanted or InferenceSettings(), say=say),
         twin_test_every_frames=twin_test_every_frames,
     )
+
+
+def computed_view(
+    name: ViewName,
+    wanted: InferenceSettings | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ComputedView | None:
+    """A view that the operator may switch on; None: no weights are here, or nothing runs them.
+
+    Raises NoEngine where a runtime was asked for by name and is not here, BadModel.
+    """
+    engine = open_network(name, wanted or InferenceSettings(), say)
+    return None if engine is None else ComputedView(engine, SCALES[name])
 
 
 def denoiser(

@@ -13,7 +13,7 @@ so strange that the network corrects beyond what it learnt, the linear estimate 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -25,7 +25,10 @@ from inference.restore.api import Frame, Grey, NoiseModel, Restored, grey_of
 from inference.restore.network import sigma_factor_of, tiled
 from inference.restore.noise import estimate_noise
 
+ViewName: TypeAlias = Literal["refocus", "magnify"]
+
 MAGNIFIED: Final = 2  # pixels of the finer view to one of the frame, either way
+SCALES: Final[dict[ViewName, int]] = {"refocus": 1, "magnify": MAGNIFIED}
 
 
 class ComputedView:
