@@ -6,10 +6,10 @@ counting noise of 32 electrons a bright pixel. Richardson and Lucy's deconvoluti
 kernel and, of its first 60 rounds, the one nearest to the truth: more than it ever gets.
 
 Twice as fine: gold islands on carbon, seen at twice the pixel size at the same electrons a pixel
-(200 of a bright one), so at a quarter of the dose on the sample. A gap is what closing (5 pixels across) fills between
-bright islands, six pixels of it at least; it's missed where the view, cut by Otsu's threshold, is
-dark on less than half of it; and false where the view's gap lies less than half on the truth's
-dark places. De Haan et al. (Sci. Rep. 9, 12050, 2019) report 13.9 % missed in their frames of half
+(200 of a bright one), so at a quarter of the dose on the sample. A gap is what closing (5 pixels
+across) fills between bright islands, six pixels of it at least; it's missed where the view, cut by
+Otsu's threshold, is dark on less than half of it; and false where the view's gap lies less than
+half on the truth's dark places. De Haan et al. (Sci. Rep. 9, 12050, 2019) report 13.9 % missed in their frames of half
 the magnification and 3.7 % in theirs.
 """
 
