@@ -9,8 +9,8 @@ Twice as fine: gold islands on carbon, seen at twice the pixel size at the same 
 (200 of a bright one), so at a quarter of the dose on the sample. A gap is what closing (5 pixels
 across) fills between bright islands, six pixels of it at least; it's missed where the view, cut by
 Otsu's threshold, is dark on less than half of it; and false where the view's gap lies less than
-half on the truth's dark places. De Haan et al. (Sci. Rep. 9, 12050, 2019) report 13.9 % missed in their frames of half
-the magnification and 3.7 % in theirs.
+half on the truth's dark places. De Haan et al. (Sci. Rep. 9, 12050, 2019) report 13.9 % missed in
+their frames of half the magnification, and 3.7 % after their network.
 """
 
 from __future__ import annotations
