@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,17 +32,17 @@ from inference.restore.electrons import (
     phase_contrast,
     wavelength_nm,
 )
-
-Material = Literal["graphene", "hbn", "mos2"]
-
-CELLS: Final[dict[Material, tuple[float, tuple[tuple[int, int], ...]]]] = {
-    # lattice constant in nm; (atomic number, site 0 or 1 of the honeycomb)
-    "graphene": (0.2461, ((6, 0), (6, 1))),
-    "hbn": (0.2504, ((5, 0), (7, 1))),
-    "mos2": (0.3160, ((42, 0), (16, 1), (16, 1))),
-}
+from inference.restore.lattice import (
+    CELLS,
+    Material,
+    coefficients,
+    find_lattice,
+    ideal_phase,
+    orders,
+)
 
 _LEAST_SIDE_PX: Final = 64
+_ORIGINS: Final = 36  # tried along each side of the cell
 _SECTORS: Final = 12  # of the half-plane
 _RINGS: Final = 72
 _LOWEST_PER_NM: Final = 0.7  # below, what is seen is shapes: holes, contamination, illumination
@@ -233,78 +233,20 @@ def _spots(
     material: Material,
     rings: _Rings,
 ) -> _Spots | None:
-    """Find the lattice's turn and read its spots; None where no lattice stands out."""
-    constant_nm, atoms = CELLS[material]
-    highest = min(
-        0.8 * 0.5 / pixel_size_nm, 1e-3 * lens.aperture_mrad / wavelength_nm(lens.voltage_kv)
-    )
-    # Reciprocal vectors at 60 degrees; the atoms then sit at +-(1/3, -1/3) from a hexagon's middle.
-    orders = [
-        (h, k)
-        for h in range(-4, 5)
-        for k in range(-4, 5)
-        if (h > 0 or (h == 0 and k > 0))
-        and math.sqrt(h * h + k * k + h * k) * 2.0 / (math.sqrt(3.0) * constant_nm) <= highest
-    ]
-    if not orders:
+    """Read a lattice's spots; None where none stands out."""
+    weight = float(window.sum())
+    variance = float(np.median(rings.noise)) * float((window**2).sum()) / weight**2
+    lattice = find_lattice(contrast, weight, variance, pixel_size_nm, material)
+    if lattice is None:
         return None
-    variance = float(np.median(rings.noise)) * (window**2).sum() / window.sum() ** 2
-    first = [(1, 0), (0, 1), (1, -1)]
-    length = 2.0 / (math.sqrt(3.0) * constant_nm)
-
-    def strength(turn_rad: float, scale: float, of: list[tuple[int, int]]) -> float:
-        found = _coefficients(
-            contrast, window, pixel_size_nm, *_places(of, length * scale, turn_rad)
-        )
-        return float((np.abs(found) ** 2).sum())
-
-    step = 0.5 / (length * min(contrast.shape) * pixel_size_nm)
-    turns = np.arange(0.0, math.pi / 3.0, step)
-    best = max(((strength(turn, 1.0, first), turn, 1.0) for turn in turns), key=lambda one: one[0])
-    for fine in (0.5, 0.25):
-        around = [
-            (best[1] + i * fine * step, best[2] + j * fine * step)
-            for i in (-1, 0, 1)
-            for j in (-1, 0, 1)
-        ]
-        best = max(((strength(*at, first), *at) for at in around), key=lambda one: one[0])
-    if best[0] < variance * (3.0 + math.log(len(turns)) + 12.0):
-        return None
-    gx, gy = _places(orders, length * best[2], best[1])
-    found = _coefficients(contrast, window, pixel_size_nm, gx, gy)
-    hk = np.array(orders, np.float64)
-    ideal = np.zeros(len(orders), np.complex128)
-    for number, site in atoms:
-        sign = 1.0 if site == 0 else -1.0  # of (1/3, -1/3)
-        phase = atom_phase_nm2(number, np.hypot(gx, gy), lens.voltage_kv)
-        ideal += phase * np.exp(-2j * np.pi * sign * (hk[:, 0] - hk[:, 1]) / 3.0)
-    ideal /= math.sqrt(0.75) * constant_nm**2
-    u, v = (axis.ravel() / 36.0 for axis in np.mgrid[0:36, 0:36])
+    open_per_nm = 1e-3 * lens.aperture_mrad / wavelength_nm(lens.voltage_kv)
+    hk = orders(CELLS[material][0], min(0.8 * 0.5 / pixel_size_nm, open_per_nm))
+    gx, gy = lattice.spots(hk)
+    found = coefficients(contrast, weight, pixel_size_nm, gx, gy)
+    ideal = ideal_phase(material, lattice, hk, lens.voltage_kv)
+    u, v = (axis.ravel() / _ORIGINS for axis in np.mgrid[0:_ORIGINS, 0:_ORIGINS])
     shifts = np.exp(2j * np.pi * (np.outer(hk[:, 0], u) + np.outer(hk[:, 1], v)))
     return _Spots(found, variance, gx, gy, ideal, shifts)
-
-
-def _places(
-    orders: list[tuple[int, int]], length_per_nm: float, turn_rad: float
-) -> tuple[Doubles, Doubles]:
-    """Spots of a hexagonal lattice whose two shortest vectors stand at 60 degrees."""
-    hk = np.array(orders, np.float64)
-    other = turn_rad + math.pi / 3.0
-    gx = length_per_nm * (hk[:, 0] * math.cos(turn_rad) + hk[:, 1] * math.cos(other))
-    gy = length_per_nm * (hk[:, 0] * math.sin(turn_rad) + hk[:, 1] * math.sin(other))
-    return gx, gy
-
-
-def _coefficients(
-    contrast: Doubles, window: Doubles, pixel_size_nm: float, gx: Doubles, gy: Doubles
-) -> npt.NDArray[np.complex128]:
-    """Fourier coefficients at any frequency, about the frame's middle."""
-    height, width = contrast.shape
-    x_nm = (np.arange(width) - (width - 1) / 2) * pixel_size_nm
-    y_nm = ((height - 1) / 2 - np.arange(height)) * pixel_size_nm
-    down = np.exp(-2j * np.pi * np.outer(gy, y_nm))
-    across = np.exp(-2j * np.pi * np.outer(gx, x_nm))
-    return np.asarray(((down @ contrast) * across).sum(axis=1) / window.sum())
 
 
 # --- what explains it --------------------------------------------------------------------------
