@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import cv2
 from rich.console import Console
@@ -18,13 +20,29 @@ from controller.errors import ControllerError
 from controller.record import rundir
 from controller.restoring.log import WatchLog
 from controller.restoring.movie import MovieWriter
+from controller.restoring.page import page
 from controller.restoring.session import Until, WatchSession
 from controller.restoring.stage import LiveView
 from controller.restoring.strip import strip
 from controller.settings import Settings, load_toml, validated
 from drivers.errors import DriverError
 
-_STRIP_MOMENTS = 5
+_STRIP_MOMENTS: Final = 5
+_FILES: Final = {
+    "raw.ome.zarr": "every frame as it came, with raw.jsonl, a line each",
+    "computed.ome.zarr": "what was computed from them, with computed.jsonl",
+    "strip.png": "before and after",
+    "settings.toml": "the settings",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _SetUp:
+    """What a session is of, for its page."""
+
+    instrument: str
+    config: str
+    method: str  # "": raw frames only
 
 
 def watch_here(
@@ -46,6 +64,10 @@ def watch_here(
         console.print(f"[yellow]{escape(said)}[/]")
 
     choice = app.live_restorer(settings, say)
+    named = "" if choice is None else choice.name
+    if choice is not None and settings.restore.recursive:
+        named += ", over frames"
+    setup = _SetUp(instrument.name, config.name, named)
     parent = out or Path(settings.run.output_dir)
     with rundir.create(parent, "watch", min_free_gib=settings.run.min_free_gib) as run:
         run.write_settings(with_words(text, words))
@@ -66,10 +88,9 @@ def watch_here(
             console.print("[yellow]stopped safely; every frame that was taken is kept[/]")
             status = 130
         except (ControllerError, DriverError):
-            _conclude(run, log, console)
+            _conclude(run, setup, log, console)
             raise
-        _conclude(run, log, console)
-        console.print(f"session [bold]{escape(str(run.path))}[/]", soft_wrap=True)
+        _conclude(run, setup, log, console)
     return status
 
 
@@ -92,18 +113,24 @@ class _Teller:
             self._told(round(10 * passed_s), round(10 * until.seconds), doing)
 
 
-def _conclude(run: rundir.RunDir, log: WatchLog, console: Console) -> None:
+def _conclude(run: rundir.RunDir, setup: _SetUp, log: WatchLog, console: Console) -> None:
     """Strip, page and table of what there was."""
+    figures = figures_of(log)
     views = log.moments.spread(_STRIP_MOMENTS)
     if views:
         data = cv2.imencode(".png", strip(views, log.began_s)[..., ::-1])[1]
         rundir.write_atomically(run.path / "strip.png", data.tobytes())
+    restored = f"restored by {setup.method}" if setup.method else "raw frames only"
+    lead = f"{setup.instrument}, {setup.config}; {restored}; began {run.marker.created_at_utc}"
+    text = page(f"{log.exposed_frames} frames of {setup.instrument}", lead, log, figures, _FILES)
+    rundir.write_atomically(run.path / "watch.html", text.encode())
     table = Table(title="watch", title_justify="left", show_header=False)
-    for name, value in figures_of(log):
+    for name, value in figures:
         table.add_row(name, escape(value))
     console.print(table)
     for reason, count in log.reasons.most_common(5):
         console.print(f"  {count} x {escape(reason)}", soft_wrap=True)
+    console.print(f"session [bold]{escape(str(run.path))}[/]", soft_wrap=True)
 
 
 def figures_of(log: WatchLog) -> list[tuple[str, str]]:
