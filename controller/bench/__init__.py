@@ -72,6 +72,7 @@ BENCHES: Final = _table(
     Bench("focus_loop", "the running focus: backlash, drift, stale frames, far starts, hold"),
     Bench("search_focus", "the same chips focused by the networks and by sweeps: frames, minutes"),
     Bench("search_flakes", "the same chips searched by physics, by FlakeNet and by who leads"),
+    Bench("restore", "noise taken off: atoms, surfaces, micrographs; intervals, guard, speed"),
     Bench("focus", "few-frame focus against every rival: success, error, frames, dose, harm"),
 )
 

@@ -81,21 +81,25 @@ class Ours:
 
 @lru_cache(maxsize=1)  # each of ours asks for the same
 def calibrated(
-    photographs: tuple[Photograph, ...], settings: DetectorSettings | None = None
+    photographs: tuple[Photograph, ...],
 ) -> tuple[DetectorSettings, tuple[SubstrateCalibration, ...]]:
-    """The settings that a user would write for these, and what the photographs tell.
-
-    settings: to be used instead; None: as it says on the box.
-    """
+    """The settings that a user would write for these, and what the photographs tell."""
     first = photographs[0]
-    settings = settings or DetectorSettings(
+    settings = DetectorSettings(
         materials=(first.material,),
         oxide_nm=first.oxide_nm,
         numerical_aperture=first.numerical_aperture,
         max_thickness_nm=first.max_thickness_nm,
     )
+    return settings, told_by(photographs, settings)
+
+
+def told_by(
+    photographs: Sequence[Photograph], settings: DetectorSettings
+) -> tuple[SubstrateCalibration, ...]:
+    """The calibrations that photographs tell without any truth."""
     pixels = (photograph.pixels for photograph in photographs)
-    return settings, calibrate(pixels, settings, first.pixel_size_nm, first.bit_depth)
+    return calibrate(pixels, settings, photographs[0].pixel_size_nm, photographs[0].bit_depth)
 
 
 def leading(settings: DetectorSettings, wafers: Sequence[SubstrateCalibration]) -> FlakeDetector:

@@ -238,7 +238,7 @@ def _asked_of(finder: Finder, photograph: Photograph) -> Found:
 def _result(
     task: Task, method: str, photographs: Sequence[Photograph], found: Sequence[Found]
 ) -> Result:
-    overlaps, labels_only, with_layers = [], [], []
+    overlaps, labels_only, strict = [], [], []
     truths: list[Truth] = []
     claims: list[Claim] = []
     for photograph, one in zip(photographs, found, strict=True):
@@ -256,7 +256,7 @@ def _result(
         judged = image_result(photograph.name, photograph.true, instances, photograph.ignored)
         overlaps.append(judged.overlaps)
         labels_only.append(replace(judged.overlaps, ignored=np.zeros(len(instances))))
-        with_layers.append(_with_layers(judged.overlaps, instances, photograph.true))
+        strict.append(with_layers(judged.overlaps, instances, photograph.true))
         on_thick = ignored_shares(instances, photograph.thick) >= 0.5
         rows = judged.judged()
         for k, (row, (instance, top, nm)) in enumerate(zip(rows, kept, strict=False)):
@@ -289,13 +289,11 @@ def _result(
         tuple(truths),
         tuple(claims),
         tuple(one.strangeness for one in found),
-        tuple(with_layers),
+        tuple(strict),
     )
 
 
-def _with_layers(
-    overlaps: Overlaps, said: Sequence[Instance], true: Sequence[Instance]
-) -> Overlaps:
+def with_layers(overlaps: Overlaps, said: Sequence[Instance], true: Sequence[Instance]) -> Overlaps:
     """The same, where only what has the right layer number overlaps."""
     is_right = [[s.layers == t.layers for t in true] for s in said]
     return replace(

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from controller.bench.flakes_baselines.methods import Finder, asked, calibrated, leading
+from controller.bench.flakes_baselines.methods import Finder, asked, leading, told_by
 from controller.bench.flakes_baselines.photographs import COUNTED_LAYERS, Photograph
 from inference.flakes.adapt import Point, adapt, examples_in
 from inference.flakes.materials import MATERIALS, curves
@@ -44,8 +44,7 @@ def both_ways(
         oxide_nm=photographs[0].oxide_nm,
         numerical_aperture=photographs[0].numerical_aperture,
     )
-    _, wafers = calibrated(tuple(photographs), settings)
-    found = {BY_CARD: asked(leading(settings, wafers))}
+    found = {BY_CARD: asked(leading(settings, told_by(photographs, settings)))}
     shown = [
         examples_in(p.name, p.pixels, float(2**p.bit_depth - 1), points_in(p.true), labels_of(p))
         for p in examples
