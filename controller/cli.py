@@ -396,6 +396,10 @@ def restore_network(
     size: Annotated[
         Literal["live", "quality"], typer.Option(help="live: at the camera's speed")
     ] = "live",
+    task: Annotated[
+        Literal["denoise", "refocus", "magnify"],
+        typer.Option(help="what to make of a frame; the last two are computed views"),
+    ] = "denoise",
     seed: int = 1,
     scenes: Annotated[
         int, typer.Option(min=32, max=100_000, help="simulated; 130 kB of memory each")
@@ -413,6 +417,7 @@ def restore_network(
     train_restore(
         _console(),
         size=size,
+        task=task,
         seed=seed,
         scenes=scenes,
         steps=steps,

@@ -27,6 +27,7 @@ _STRANGE_CHECKS_SHARE: Final = 0.3  # what to refuse is learnt from them
 _CPU_BATCH, _CPU_CROP = 8, 64
 
 Size: TypeAlias = Literal["live", "quality"]
+Task: TypeAlias = Literal["denoise", "refocus", "magnify"]
 Thing = TypeVar("Thing")
 
 
@@ -99,6 +100,7 @@ def train_restore(
     console: Console,
     *,
     size: Size,
+    task: Task,
     seed: int,
     scenes: int,
     steps: int,
@@ -107,21 +109,30 @@ def train_restore(
     quick: bool,
     out: Path,
 ) -> None:
-    """Train a restoring network, or go on with it; writes ONNX file, card and checkpoint."""
+    """Train a restoring network, or go on with it; writes ONNX file, card and checkpoint.
+
+    A second file holds the same network in 8-bit integers.
+    """
     _check_torch()
     from inference.training.restore import Recipe, train
+    from inference.training.restore_quantised import calibration, quantise
 
-    recipe = Recipe(out, size, seed, steps, most_seconds=60.0 * minutes)
+    recipe = Recipe(out, size, seed, steps, most_seconds=60.0 * minutes, task=task)
     if quick:
         scenes, recipe = _QUICK_SCENES, replace(recipe, steps=_QUICK_STEPS)
     checks = max(scenes // 32, _LEAST_CHECKS)
-    with bar(console, f"train restore, {size}") as told:
+    with bar(console, f"train restore, {recipe.name}") as told:
         learn = list(
             _counted(app.restore_scenes(seed, scenes, "train", jobs), scenes, "scenes", told)
         )
         test = app.restore_scenes(seed, checks, "test", jobs)
         card = train(learn, list(_counted(test, checks, "scenes to check", told)), recipe, told)
     _show(console, card, recipe.model)
+    if task != "denoise":
+        return
+    coarse = recipe.model.with_name(f"{recipe.name}_int8.onnx")
+    quantise(recipe.model, coarse, calibration(learn, seed))
+    console.print(f"wrote [bold]{coarse}[/]: the same in 8-bit integers", soft_wrap=True)
 
 
 def _counted(things: Iterable[Thing], total: int, name: str, told: Told) -> Iterator[Thing]:

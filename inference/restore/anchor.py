@@ -28,12 +28,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from inference.restore.api import Grey, NoiseModel
+from inference.restore.api import Frame, Grey, NoiseModel, Restored, grey_of
 from inference.restore.classical import (
     cosine_transform,
     inverse_cosine_transform,
     radial_gain,
 )
+from inference.restore.noise import estimate_noise
 
 PHASES: Final = 2  # a place of the network is so many pixels wide and high
 SHOWN: Final = 3  # what it is shown of every pixel
@@ -60,6 +61,20 @@ class Anchor:
     sigma: Grey  # (h, w), standard deviation of the frame's noise
     unit: Grey  # (h, w), error of the image as estimated: what corrections are counted in
     error_ratio: float  # that error over the noise
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStepWiener:
+    """The linear estimate by itself, as one more classical filter."""
+
+    name: str = "two_step_wiener"
+
+    def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
+        """Filter one frame; see `api.Restorer`."""
+        grey = grey_of(frame)
+        model = noise or estimate_noise(frame)
+        anchor = anchored(grey, model)
+        return Restored(anchor.image, anchor.unit, model.in_distribution, self.name, model.reason)
 
 
 def anchored(grey: Grey, noise: NoiseModel | Grey) -> Anchor:
