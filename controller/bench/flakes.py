@@ -113,6 +113,7 @@ class Plan:
     imbalance: int
     residue: int
     laboratories: int
+    photographs: int | None  # real ones; None: all
     micrographs: int
     timed: int
     merged: int
@@ -122,21 +123,34 @@ class Plan:
 
 
 QUICK: Final = Plan(
-    1, 1, 1, 2, 1, 2, 6, 1, 2_000, (720, 1152), (("graphene", 90.0),), (("mose2", 90.0),)
+    layers=1,
+    changes=1,
+    hbn=1,
+    imbalance=2,
+    residue=1,
+    laboratories=1,
+    photographs=4,
+    micrographs=3,
+    timed=1,
+    merged=2_000,
+    shape_px=(600, 960),
+    change_wafers=(("graphene", 90.0),),
+    unseen=(("mose2", 90.0),),
 )
 FULL: Final = Plan(
-    8,
-    6,
-    8,
-    10,
-    10,
-    40,
-    27,
-    10,
-    10_000,
-    (1200, 1920),
-    (("graphene", 90.0), ("mos2", 285.0)),
-    (("mose2", 90.0), ("mose2", 285.0), ("ws2", 90.0), ("ws2", 285.0)),
+    layers=8,
+    changes=6,
+    hbn=8,
+    imbalance=10,
+    residue=10,
+    laboratories=40,
+    photographs=None,
+    micrographs=27,
+    timed=10,
+    merged=10_000,
+    shape_px=(1200, 1920),
+    change_wafers=(("graphene", 90.0), ("mos2", 285.0)),
+    unseen=(("mose2", 90.0), ("mose2", 285.0), ("ws2", 90.0), ("ws2", 285.0)),
 )
 
 
@@ -187,8 +201,9 @@ def tasks(plan: Plan, seed: int) -> list[Task]:
         return tuple(first + 1_000 * kind + k for k in range(count))
 
     # Ours in one task, so that the photographs are calibrated once.
-    found = [Task(REAL, seeds(1, plan.micrographs))]
-    found += [Task(REAL, (), who="everybody", only=(method.name,)) for method in rivals()]
+    real = Task(REAL, seeds(1, plan.micrographs), at_most=plan.photographs)
+    found = [real]
+    found += [replace(real, seeds=(), who="everybody", only=(m.name,)) for m in rivals()]
     # A laboratory's photographs have nothing in common: each is a user of its own.
     found += [Task(LABORATORY, (one,), who="everybody") for one in seeds(2, plan.laboratories)]
     for number, material in enumerate(_MATERIALS):

@@ -70,6 +70,7 @@ class Task:
     scene: Scene | None = None  # None: the group's name says what is shown
     who: Who = "ours"
     only: tuple[str, ...] = ()  # of those, these methods; (): all of them
+    at_most: int | None = None  # of the real photographs; None: all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def _photographs(task: Task) -> Sequence[Photograph]:
     if task.scene is not None:
         return [simulated(task.scene, seed) for seed in task.seeds]
     if task.group == REAL:
-        return _real()
+        return _real()[: task.at_most]
     return [laboratory(seed) for seed in task.seeds]
 
 
@@ -170,7 +171,7 @@ def _strange(task: Task) -> Iterator[tuple[str, Sequence[Photograph]]]:
     if task.group == REAL:
         pictures = micrographs(len(task.seeds))
         yield MICROGRAPHS, [Photograph("micrograph", pixels, ()) for pixels in pictures]
-        yield BLUR, [replace(p, pixels=_blurred(p)) for p in _real()]
+        yield BLUR, [replace(p, pixels=_blurred(p)) for p in _real()[: task.at_most]]
     elif task.group == LABORATORY:
         yield RESIDUE, [laboratory(seed, is_residue=True) for seed in task.seeds]
 

@@ -1,6 +1,8 @@
 """Searches beside each other: what is read from a table, and what counts as the same terrace."""
 
-from controller.bench import Report, run_bench, search_flakes
+from types import SimpleNamespace
+
+from controller.bench import Report, chips, run_bench, search_flakes
 from controller.bench.search_flakes import Catalogue, catalogue_of, real_rows
 from controller.search.scorecard import Scorecard, ScoreRow
 
@@ -66,3 +68,24 @@ def test_every_leader_searches_the_same_chips(monkeypatch, tmp_path):
     assert (precision.value, precision.met) == (0.9, False)
     assert rows["simulated, dirty chip: recall, 1 to 4 L, physics"].bar is None
     assert "SCOPELOOP_DATA" in rows["real"].note
+
+
+def test_chips_are_searched_in_parts_and_told_of_as_they_end(monkeypatch):
+    seeds, said, kept = [], [], []
+
+    def searched(tables, folder):
+        seeds.append(tables["instrument"]["chip"]["seed"])
+        return SimpleNamespace(card=Outcome.card, truth=SimpleNamespace(collisions=0))
+
+    monkeypatch.setattr(chips, "searched", searched)
+    report = Report(
+        said.append, only=("mos2", "hbn on 90"), partial=lambda rows: kept.append(len(rows))
+    )
+    rows = {row.name: row for row in run_bench("chips", True, 7, report)}
+    assert seeds == [7100, 7110, 7300]
+    assert said[0] == "mos2 on 90 nm, chip 1 of 1"
+    assert kept == [8, 16, 24]
+    assert rows["recall, mos2 on 90 nm, 1 L"].bar == 0.95
+    assert rows["recall, hbn on 90 nm, 1 L"].bar is None
+    assert rows["collisions"].n == 3
+    assert not any("graphene" in name for name in rows)
