@@ -95,33 +95,39 @@ def _number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def _interval(ci95: tuple[float, float]) -> str:
+    return "..".join(f"{end:.3g}" if math.isfinite(end) else str(end) for end in ci95)
+
+
+def _bar(row: Row) -> str:
+    if row.bar is None:
+        return ""
+    return f"{'<=' if row.better == 'lower' else '>='} {_number(row.bar)}"
+
+
 def show(console: Console, name: str, rows: Sequence[Row]) -> None:
-    """Print the table."""
+    """Print the table; columns in which nothing stands are left out."""
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    columns: dict[str, list[str]] = {
+        "figure": [row.name for row in rows],
+        "value": [_number(row.value) for row in rows],
+        "95 %": ["" if row.ci95 is None else _interval(row.ci95) for row in rows],
+        "unit": [row.unit for row in rows],
+        "bar": [_bar(row) for row in rows],
+        "met": [{None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.met] for row in rows],
+        "baseline": ["" if row.baseline is None else _number(row.baseline) for row in rows],
+        "n": ["" if row.n is None else str(row.n) for row in rows],
+        "note": [escape(row.note) for row in rows],
+    }
     numbers = {"value", "95 %", "bar", "baseline", "n"}
-    headings = ["figure", "value", "95 %", "unit", "bar", "met", "baseline", "n", "note"]
-    if all(row.ci95 is None for row in rows):
-        headings.remove("95 %")
-    for heading in headings:
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in shown:
         table.add_column(
             heading,
             justify="right" if heading in numbers else "left",
             no_wrap=heading != "note",
             ratio=1 if heading == "note" else None,
         )
-    for row in rows:
-        sign = "<=" if row.better == "lower" else ">="
-        met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.met]
-        interval = "" if row.ci95 is None else " to ".join(map(_number, row.ci95))
-        table.add_row(
-            row.name,
-            _number(row.value),
-            *([interval] if "95 %" in headings else []),
-            row.unit,
-            "" if row.bar is None else f"{sign} {_number(row.bar)}",
-            met,
-            "" if row.baseline is None else _number(row.baseline),
-            "" if row.n is None else str(row.n),
-            escape(row.note),
-        )
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*cells)
     console.print(table)
