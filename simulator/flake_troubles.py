@@ -87,14 +87,15 @@ class _Layout:
         spread_px = np.exp(rng.uniform(np.log(9.0), np.log(32.0), 2))
         turn = rng.uniform(0.0, np.pi)
         matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        crowding = float(rng.uniform(0.4, 0.9))  # 0.5: evenly, more: towards the middle
         cover = float(rng.uniform(0.1, 0.6))
         radius_px = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))
         glue_share = float(rng.choice([0.0, 0.3, 1.0]))
         thickness_nm = np.exp(rng.uniform(np.log(1.0), np.log(12.0)))
-        area_px2 = 4.0 * float(np.prod(spread_px))
+        area_px2 = 6.0 * float(np.prod(spread_px))
         number = min(int(cover * area_px2 / (np.pi * radius_px**2)), 3_000)
         for _ in range(number):
-            angle, far = rng.uniform(0.0, 2.0 * np.pi), min(abs(rng.normal(0.0, 1.0)), 1.4)
+            angle, far = rng.uniform(0.0, 2.0 * np.pi), 1.4 * rng.uniform(0.0, 1.0) ** crowding
             away = far * np.array([np.cos(angle), np.sin(angle)]) * spread_px @ matrix
             radius = radius_px * float(np.exp(rng.normal(0.0, 0.4)))
             ring = shapes.drop(rng, radius * self._px_um, int(rng.integers(3, 8)))

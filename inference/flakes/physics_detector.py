@@ -24,6 +24,7 @@ from inference.flakes.background import (
     coarse_flat_field,
     largest_channel,
 )
+from inference.flakes.belief import believed, physics_beliefs
 from inference.flakes.calibration import (
     Level,
     SubstrateCalibration,
@@ -75,6 +76,9 @@ _HALF_LAYERS = 0.28  # beyond half a layer, that a region must have to be one of
 _CEILING_STEP = 0.1  # of the contrasts at which a camera's channels end
 _CEILINGS_KEPT = 16
 _COLOURS_END = 1.5  # brighter colours are cut off by the colour table itself
+_GRAIN = 0.04  # share of its contrast by which a terrace may vary, one sigma
+_GRAIN_FLOOR = 0.06  # contrast units, added to the contrast: haze lies on faint crystals too
+_NOISE_SLACK = 1.2
 _NAMED_LAYERS = 6  # layer numbers that an answer names at most
 _DARK_CONTRAST = -0.65  # in every channel: no light comes back, as beyond the chip's edge
 
@@ -306,7 +310,8 @@ class PhysicsDetector:
 
     def detect(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeAnswer:
         """Find flakes; raises BadImage for anything but (h, w, 3) uint8 or uint16."""
-        return self.detect_prepared(self.prepared(pixels, pixel_size_nm, bit_depth))
+        answer = self.detect_prepared(self.prepared(pixels, pixel_size_nm, bit_depth))
+        return believed(answer, physics_beliefs())
 
     def prepared(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> PreparedFrame:
         """A photograph with its substrate, as this detector expects it. Raises BadImage."""
@@ -322,7 +327,7 @@ class PhysicsDetector:
         return ChosenWafer(wafer, tuple(table.ladder for table in ready.tables), reason)
 
     def detect_prepared(self, frame: PreparedFrame) -> FlakeAnswer:
-        """Find flakes on a photograph from `prepared`."""
+        """Find flakes on a photograph from `prepared`, layers as likely as the ladder says."""
         background = frame.background
         wafer, ready, moved = self._chosen(background)
         reason = background.reason or moved
@@ -600,6 +605,7 @@ def _detections(
             solidity=shape.solidity,
             is_faint=bool(faint[number]),
             spread=float(terraces.spread[k]),
+            grain=_grain(float(terraces.spread[k]), terraces.noise, float(size[k])),
             area_px=shape.area_px,
             flat_share=min(float(terraces.flat_px[k]) / shape.area_px, 1.0),
             evenness=float(terraces.evenness[k]),
@@ -676,6 +682,12 @@ def identified(
     return best, tuple(pair for pair in ranked if pair[1] > 1e-4 or pair == ranked[0])
 
 
+def _grain(spread: float, noise: float, size: float) -> float:
+    """What varies within a region beyond the substrate's noise, as a share of its contrast."""
+    excess = np.sqrt(max(spread**2 - (_NOISE_SLACK * noise) ** 2, 0.0))
+    return float(excess) / (size + _GRAIN_FLOOR)
+
+
 def _score(
     *,
     off_ladder: float,
@@ -683,17 +695,20 @@ def _score(
     solidity: float,
     is_faint: bool,
     spread: float,
+    grain: float,
     area_px: int,
     flat_share: float,
     evenness: float,
 ) -> float:
     """How surely a terrace is a flake, 0..1: on the ladder, calm, large, thin, compact.
 
-    A terrace is flat away from its border; a field of specks, which averages to a thin flake's
-    colour, is not. Films of glue and air's haze look like a faint crystal, and are ragged.
+    A terrace is flat away from its border, and its colour varies as the noise does; a field of
+    specks averages to a thin flake's colour, and varies by a share of it. Films of glue and air's
+    haze look like a faint crystal, and are ragged.
     """
     fit = np.exp(-0.5 * (off_ladder / 0.04) ** 2)
     calm = np.exp(-spread / 0.04) * np.sqrt(flat_share) * evenness**2
+    calm *= np.exp(-0.5 * (grain / _GRAIN) ** 2)
     largeness = 1.0 - np.exp(-area_px / 500.0)
     thinness = 1.0 / (1.0 + np.exp((layers_share - 0.75) / 0.125))
     compact = min(1.0, solidity / 0.8) ** (3.0 if is_faint else 1.0)

@@ -13,11 +13,14 @@ into one sheet, is the full resolution looked at. On the sheet:
    too: the rim of a bulk crystal passes through all colours of the ladder and must not become a
    ring of thin flakes.
 4. Neighbours of equal colour are joined, unless a crack or a fold runs right between them.
+5. How blurred the photograph is, its own borders tell: the slope of a blurred step of known height.
+   A region no wider than the blur whose colour is a mixture of two neighbours' (a crack, a point,
+   the band along a step) is nothing of its own and goes to these, px by px.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,6 +41,13 @@ _MARGIN_PX = 8  # substrate kept around a candidate
 _CELL_PX = 8  # of the half-size image; candidates are boxed in these cells
 _ARC_BINS = 600
 _ARC_BIN = 0.005  # contrast units per bin along the ladder
+_STEP_LEAST = 0.08  # contrast units: a lower step says little about the blur
+_STEPS_LEAST_PX = 30
+_BLUR_USUAL_PX = 1.6  # of a photograph with hardly a step, the filters' share included
+_CONTACT_LEAST_PX = 3  # a shorter contact makes no neighbour
+_ALIKE_SHARE = 0.15  # of a crystal's contrast: others so near are the same one, across a crack
+_CRACK_BORDER = 0.5  # of a crack's border is the crystal that it runs through
+_MIXED_LEAST = 0.05  # of each of two colours in a mixture
 _KERNEL3 = np.ones((3, 3), dtype=np.uint8)
 _KERNEL5 = np.ones((5, 5), dtype=np.uint8)
 _KERNEL9 = np.ones((9, 9), dtype=np.uint8)
@@ -69,6 +79,13 @@ class Cuts:
     gap_share: float = 0.03  # plus this share of the flake's contrast
     gap_px: int = 4  # a shorter stretch of own colour joins nothing
     gap_ratio: float = 0.1  # of the border, likewise
+    # Half-widths in blurs below which a region may be a mixture of the colours beside it: along a
+    # crack, with one crystal's colour on either side; at a point; along a step.
+    crack_blurs: float = 2.5
+    point_blurs: float = 1.5
+    step_blurs: float = 1.2
+    mixture_contrast: float = 0.02  # distance from the line between two colours, to lie on it,
+    mixture_share: float = 0.12  # plus this share of the two colours' distance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +121,7 @@ class Terraces:
     evenness: npt.NDArray[np.float32]  # (n,) share of the px away from the border that are flat
     saturated_px: npt.NDArray[np.int32]
     noise: float  # the substrate's own sigma on this sheet
+    blur_px: float  # sigma of a step as the filters leave it
 
 
 def _components(
@@ -289,9 +307,11 @@ def find_terraces(sheet: Sheet, tables: Sequence[ColourTable], cuts: Cuts) -> Te
     means = _mean_colours(markers, sheet.contrast, ground)
     labels = _grown(markers, means, sheet, cuts, ground)
     foreign = _foreign(labels, markers, means, sheet, cuts)
+    blur_px = _blur_px(labels, means, slope)
     labels = _joined(labels, means, sheet.contrast, cuts, ground)
     labels.ravel()[foreign] = 0
-    return _measured(labels, is_flat, sheet, noise)
+    labels = _dissolved(labels, sheet, cuts, blur_px)
+    return _measured(labels, is_flat, sheet, noise, blur_px)
 
 
 def _robust_sigma(values: npt.NDArray[np.float32]) -> float:
@@ -523,6 +543,96 @@ def _mean_colours(labels: Labels, contrast: FloatImage, ground: int) -> FloatIma
     return np.asarray(np.stack(sums, axis=1) / area[:, None], dtype=np.float32)
 
 
+def _blur_px(labels: Labels, means: FloatImage, slope: FloatImage) -> float:
+    """Sigma of the sheet's steps: height over slope at the borders.
+
+    A step of height h blurred by a Gaussian rises by h / (sigma sqrt(2 pi)) a px in its middle.
+    """
+    low, high, at = _touching(labels)
+    height = np.sqrt(_squared(means[low] - means[high]))
+    is_step = height > _STEP_LEAST
+    if int(np.count_nonzero(is_step)) < _STEPS_LEAST_PX:
+        return _BLUR_USUAL_PX
+    steepness = slope.ravel()[at[is_step]] / height[is_step]
+    return float(np.clip(1.0 / (np.sqrt(2.0 * np.pi) * np.median(steepness)), 1.0, 6.0))
+
+
+def _dissolved(labels: Labels, sheet: Sheet, cuts: Cuts, blur_px: float) -> Labels:
+    """Give narrow regions of mixed colour to the two neighbours that mix there."""
+    count = int(labels.max()) if labels.size else 0
+    small = labels.astype(np.uint16)
+    inner = (cv2.morphologyEx(small, cv2.MORPH_GRADIENT, _CROSS) == 0).view(np.uint8)
+    depth = cv2.distanceTransform(inner, cv2.DIST_L2, 3)
+    is_wide = np.zeros(count + 1, dtype=np.bool_)
+    is_wide[labels[depth + 1.0 > cuts.crack_blurs * blur_px]] = True
+    is_wide[0] = True
+    where = np.flatnonzero(~is_wide[labels])
+    if where.size == 0:
+        return labels
+    means = _mean_colours(labels, sheet.contrast, count + 1)
+    owner = labels.ravel()[where]
+    order = np.argsort(owner, kind="stable")
+    where, owner = where[order], owner[order]
+    narrow, starts = np.unique(owner, return_index=True)
+    half_widths = (np.maximum.reduceat(depth.ravel()[where], starts) + 1.0) / blur_px
+    found = labels.copy()
+    before, flat, colours = labels.ravel(), found.ravel(), sheet.contrast.reshape(-1, 3)
+    width = labels.shape[1]
+    ends = [*starts[1:].tolist(), where.size]
+    for k, blurs, start, end in zip(
+        narrow.tolist(), half_widths.tolist(), starts.tolist(), ends, strict=True
+    ):
+        px = where[start:end]
+        around = np.concatenate([before[px + step] for step in (-1, 1, -width, width)])
+        beside, contact_px = np.unique(around[around != k], return_counts=True)
+        contacts = dict(zip(beside.tolist(), contact_px.tolist(), strict=True))
+        pair = _mixed(means, k, blurs, contacts, cuts)
+        if pair is None:
+            continue
+        is_second = _squared(colours[px] - means[pair[1]]) < _squared(colours[px] - means[pair[0]])
+        flat[px] = np.where(is_second, pair[1], pair[0])
+    is_kept = np.bincount(flat, minlength=count + 1) > 0
+    is_kept[0] = False
+    numbers = np.where(is_kept, np.cumsum(is_kept), 0).astype(np.int32)
+    return numbers[found]
+
+
+def _mixed(
+    means: FloatImage, k: int, blurs: float, contact_px: Mapping[int, int], cuts: Cuts
+) -> tuple[int, int] | None:
+    """The two of a region's neighbours that its colour is a mixture of; None: it is none.
+
+    blurs: its half-width. The substrate, 0, always takes part: it shows through cracks that are
+    narrower than the blur.
+    """
+    crystals = [n for n, px in contact_px.items() if n > 0 and px >= _CONTACT_LEAST_PX]
+    border_px = sum(contact_px.values())
+    best, least = None, np.inf
+    for number, first in enumerate(crystals):
+        # How much of its border has this crystal's colour.
+        size = float(np.linalg.norm(means[first]))
+        alike_px = sum(
+            contact_px[n]
+            for n in crystals
+            if float(np.linalg.norm(means[n] - means[first])) < _ALIKE_SHARE * size
+        )
+        is_crack = alike_px > _CRACK_BORDER * border_px
+        of_gap = cuts.crack_blurs if is_crack else cuts.point_blurs
+        for second in (*crystals[number + 1 :], 0):
+            if blurs > (cuts.step_blurs if second else of_gap):
+                continue
+            line = means[second] - means[first]
+            length = float(np.linalg.norm(line))
+            if length < _STEP_LEAST:
+                continue
+            along = float((means[k] - means[first]) @ line) / length**2
+            off = float(np.linalg.norm(means[k] - means[first] - along * line))
+            limit = cuts.mixture_contrast + cuts.mixture_share * length
+            if _MIXED_LEAST < along < 1.0 - _MIXED_LEAST and off < min(limit, least):
+                best, least = (first, second), off
+    return best
+
+
 def _joined(
     labels: Labels, means: FloatImage, contrast: FloatImage, cuts: Cuts, ground: int
 ) -> Labels:
@@ -575,7 +685,7 @@ def _root(family: list[int], k: int) -> int:
 
 
 def _measured(
-    labels: Labels, is_flat: npt.NDArray[np.bool_], sheet: Sheet, noise: float
+    labels: Labels, is_flat: npt.NDArray[np.bool_], sheet: Sheet, noise: float, blur_px: float
 ) -> Terraces:
     count = int(labels.max()) if labels.size else 0
     small = labels.astype(np.uint16)
@@ -618,6 +728,7 @@ def _measured(
         evenness=evenness.astype(np.float32),
         saturated_px=saturated,
         noise=noise,
+        blur_px=blur_px,
     )
 
 

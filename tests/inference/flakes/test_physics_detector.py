@@ -164,6 +164,33 @@ def test_a_crack_parts_and_a_narrow_dent_does_not():
     assert flake.layers == 3
 
 
+@pytest.mark.parametrize("blur_px", [1.0, 1.8])
+@pytest.mark.parametrize("layers", [3, 6])
+def test_what_shows_through_a_narrow_crack_is_no_thinner_flake(layers, blur_px):
+    scene = Scene(seed=3)
+    scene.box(200, 120, 110, 70, contrast(layers))
+    scene.paint([(253, 110), (257, 110), (262, 200), (258, 200)], 0.0)
+    flakes = detected(scene.photograph(blur_px)).detections
+    assert [f.layers for f in flakes] == [layers, layers]
+
+
+def test_the_band_along_a_step_is_no_terrace():
+    scene = Scene(seed=3)
+    scene.box(200, 120, 60, 70, contrast(2))
+    scene.box(260, 120, 60, 70, contrast(9))
+    flakes = detected(scene.photograph(2.0)).detections
+    assert sorted(f.layers for f in flakes) == [2, 9]
+
+
+def test_a_narrow_terrace_between_two_others_stays_one():
+    scene = Scene(seed=3)
+    scene.box(180, 120, 60, 90, contrast(1))
+    scene.box(240, 120, 10, 90, contrast(3))
+    scene.box(250, 120, 60, 90, contrast(6))
+    flakes = detected(scene.photograph(1.0)).detections
+    assert sorted(f.layers for f in flakes) == [1, 3, 6]
+
+
 def test_rim_of_a_bulk_crystal_is_no_ring_of_thin_flakes():
     scene = Scene()
     cv2.circle(scene.contrast, (320, 200), 90, (0.9, 1.1, 0.7), -1)
@@ -305,7 +332,16 @@ def test_a_field_of_specks_ranks_below_a_flake():
     flakes = detected(scene).detections
     assert flakes[0].centroid_x_px > 350
     assert flakes[0].score > 0.8
-    assert all(f.score < 0.2 for f in flakes[1:])
+    assert all(f.score < 0.1 for f in flakes[1:])
+
+
+def test_a_cloud_of_unresolved_specks_is_no_flake():
+    """What the lens averages to the colour of a monolayer still varies by a share of it."""
+    scene = Scene(seed=8)
+    cloud = scene.rng.uniform(0.0, 1.0, (60, 60, 1)) < 0.35
+    scene.contrast[150:210, 300:360] = cloud * contrast(3)
+    flakes = detected(scene.photograph(1.2)).detections
+    assert all(f.score < 0.1 for f in flakes)
 
 
 def test_a_film_of_glue_is_no_monolayer_of_hbn():
