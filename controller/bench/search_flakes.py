@@ -23,6 +23,7 @@ from controller.bench.flakes_baselines.photographs import data_folder
 from controller.bench.numbers import share_row
 from controller.bench.search import searched, tables
 from controller.commands.search import start_search
+from controller.errors import BadSettings
 from controller.figures import Row
 from controller.search.scorecard import Scorecard
 
@@ -81,6 +82,9 @@ def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
     """As `measure`, saying how far it is; parts are the chips' names and "real photographs"."""
     size_mm = (1.5, 1.2) if quick else (3.0, 2.4)
     chips = {"dirty chip": _dirty(seed, size_mm), "oxide 8 nm off": _off(seed + 1, size_mm)}
+    for part in report.only:
+        if part not in (*chips, REAL):
+            raise BadSettings("bench search_flakes", "only", repr(part), ", ".join((*chips, REAL)))
     rows: list[Row] = []
     for name, asked in chips.items():
         if report.only and name not in report.only:
