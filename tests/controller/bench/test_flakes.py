@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -366,6 +367,7 @@ class Undecided:
 
     name = "undecided"
     runs_on = "nothing"
+    card = SimpleNamespace(figures={})
 
     def __init__(self, oddity):
         self.oddity = oddity
