@@ -6,7 +6,8 @@ frame is restored by itself and by `Recursive` with the same restorer; both esti
 
 An adatom's contrast is what the restored frame holds of the difference between the true frames
 with the hop and without it, round the site: at the new site 1 where all of the atom is shown, at
-the old site 0 where nothing is left of it (a ghost would be 1). It's seen when half of it is shown.
+the old site what is missing of the change is a ghost, as far as it's more than in the frame
+restored by itself. An adatom is seen when half of its contrast is shown.
 """
 
 from __future__ import annotations
@@ -145,7 +146,11 @@ def _outcome(scene: _Scene, restorer: Restorer) -> _Outcome:
         if frame >= _STILL_FRAMES:
             old = scene.shot(frame, has_hopped=False)
             shown.append(_contrasts(answer.image, shot, old, at=shot))
-            ghosts.append(tuple(1.0 - one for one in _contrasts(answer.image, shot, old, at=old)))
+            # Beyond what the restorer itself leaves there by blurring.
+            alone, here = (
+                _contrasts(image, shot, old, at=old) for image in (single.image, answer.image)
+            )
+            ghosts.append(tuple(one - other for one, other in zip(alone, here, strict=True)))
             if frame == _STILL_FRAMES:
                 shown_single = list(_contrasts(single.image, shot, old, at=shot))
     return _Outcome(
@@ -237,7 +242,7 @@ def _rows(runs: Sequence[_Outcome], label: str, *, is_barred: bool) -> list[Row]
             bar=bar(0.05),
             better="lower",
             n=len(ghosts),
-            note="contrast left at the old site, second frame of the hop",
+            note="contrast left at the old site in the second frame, over that of the frame alone",
         ),
         Row(
             f"video_time_ratio_{label}",

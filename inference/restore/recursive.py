@@ -53,15 +53,17 @@ _REACH_PX: Final = 4  # of the interpolating kernel, to either side
 _TAPER_RATIO: Final = 0.125  # of a side, at either end
 _LARGEST_SIDE_PX: Final = 1_024  # registration bins larger frames
 _SMALLEST_SHIFT_PX: Final = 0.02  # not worth an interpolation
-_CHANCE: Final = 3.0  # standard deviations
+_CHANCE: Final = 2.5  # standard deviations
 _LEFT_RATIO: Final = 0.05  # of the noise's power, after a restorer that doesn't say
 _ODDS: Final = 4.0  # natural logarithm: a second shift this much less probable is ruled out
 _SEEN_SIGMA: Final = 12.0  # a scene this strong must be found in a frame that shows it
 _FOUND_SIGMA: Final = 4.5  # beyond the best of many shifts of a scene that isn't there
 _SIZES_PX: Final = (1.5, 4.0)  # one sd of the places over which a change is summed
+_SOFT_PX: Final = 1.0  # between what is shown from the average and from the frame alone
+_YOUNG_FRAMES: Final = (2.0, 6.0)  # shown from the frame alone up to, from the average beyond
 _FINE_PX: Final = 3.0  # larger places are looked for on every other pixel
 _KEPT: Final = 0.6  # of a place's evidence, from one frame to the next
-_SURE_SIGMA: Final = 4.5  # by chance: one place in some four frames of 512 x 512
+_FALSE_PLACES: Final = 0.08  # taken for changes by chance, a frame
 _NEAR_SIGMA: Final = 2.8  # enough near a sure change: what hopped left a gap behind
 _AGAIN_SIGMA: Final = 2.0  # enough where the frame before was doubted,
 _AGAIN_RATIO: Final = 0.4  # if it's also this share of what raised the doubt
@@ -196,7 +198,7 @@ class Recursive:
         if averaged is None:
             self._track = self._unknown(np.zeros(2))
             return self._begin(grey, model, "nearly everything changed: averaging starts anew")
-        return self._shown(averaged, aligned, model, rest_px)
+        return self._shown(averaged, model, rest_px)
 
     def _noise_of(self, grey: Grey, noise: NoiseModel | None) -> NoiseModel:
         """Noise is a detector's: from frame to frame it stays, so it's not estimated on each."""
@@ -273,8 +275,8 @@ class Recursive:
         was_doubted = scene.doubted > 0
         if was_doubted.any():
             is_confirmed = _confirmed(was_doubted, now, scene.evidence, self._scales)
-            fresh = np.float32(0.5) * (scene.fresh + flicker + aligned)
-            np.copyto(mean, fresh, where=is_confirmed)
+            change = np.float32(0.5) * (scene.fresh - scene.mean + gap)
+            np.copyto(mean, scene.mean + (flicker + change), where=is_confirmed)
             np.copyto(counts, np.uint8(2), where=is_confirmed)
             is_settled = ~was_doubted
             lately = tuple(
@@ -302,30 +304,44 @@ class Recursive:
         self._compared_frames += 1
         return tuple(now), tuple(lately)
 
-    def _shown(self, scene: _Scene, aligned: Grey, noise: NoiseModel, rest_px: Vector) -> Restored:
+    def _shown(self, scene: _Scene, noise: NoiseModel, rest_px: Vector) -> Restored:
         """Restore the average, and shift what came out to where the frame has it."""
         is_doubted = scene.doubted > 0
-        mean, counts = scene.mean, scene.counts
-        if is_doubted.any():
-            mean = np.where(is_doubted, aligned, mean)
-            counts = np.where(is_doubted, np.uint8(1), counts)
+        counts = np.where(is_doubted, np.uint8(1), scene.counts)
         table, _ = _weights(self._settings.most_frames)
         worth = float(table[int(np.median(counts[::8, ::8]))])
-        restorer = self._restorer
-        if isinstance(restorer, MapRestorer) and restorer.takes_sigma:
+        if isinstance(self._restorer, MapRestorer) and self._restorer.takes_sigma:
             sigma = np.sqrt(noise.variance_dn2(scene.level))
             sigma *= _looked_up(counts, 1.0 / np.sqrt(table))
-            answer = restorer.restore(mean, noise, sigma)
+            shown = np.where(is_doubted, scene.fresh, scene.mean)
+            answer = self._restorer.restore(shown, noise, sigma)
         else:
-            answer = restorer.restore(mean, averaged_noise(noise, worth))
-            if answer.sigma is not None:
-                more = _looked_up(counts, np.sqrt(worth / table))
-                answer = replace(answer, sigma=answer.sigma * more)
+            answer = self._blended(scene, counts, noise, worth)
         self._scene = replace(scene, level=answer.image)
         self._level_variance_dn2 = _left(answer, noise, worth)
         self._effective_frames = worth
         sigma_image = None if answer.sigma is None else shifted(answer.sigma, rest_px)
         return replace(answer, image=shifted(answer.image, rest_px), sigma=sigma_image)
+
+    def _blended(self, scene: _Scene, counts: Mask, noise: NoiseModel, worth: float) -> Restored:
+        """The average restored, but the single frame restored where the average is young.
+
+        One strength of noise for the whole frame: the average's, which is more in such places.
+        """
+        answer = self._restorer.restore(scene.mean, averaged_noise(noise, worth))
+        seen = np.arange(256.0)
+        full, none = _YOUNG_FRAMES[0], min(_YOUNG_FRAMES[1], worth)
+        table = np.clip((none - seen) / max(none - full, 1e-6), 0.0, 1.0) * (seen < worth)
+        part = _looked_up(counts, table)
+        if not part.any():
+            return answer
+        single = self._restorer.restore(scene.fresh, noise)
+        part = np.asarray(cv2.GaussianBlur(part, (0, 0), _SOFT_PX), dtype=np.float32)
+        image = answer.image + part * (single.image - answer.image)
+        sigma = None
+        if answer.sigma is not None and single.sigma is not None:
+            sigma = answer.sigma + part * (single.sigma - answer.sigma)
+        return replace(answer, image=image, sigma=sigma)
 
 
 # --- averages --------------------------------------------------------------------------------
@@ -384,6 +400,24 @@ def _summed(surprise: Grey, size_px: float) -> Grey:
     return np.asarray(summed, dtype=np.float32)
 
 
+@functools.lru_cache(maxsize=4)
+def _sure_sigma(height: int, width: int) -> float:
+    """What the largest sum in a frame of noise exceeds once in 1 / _FALSE_PLACES frames.
+
+    Expected number of peaks of a smooth Gaussian field above t: area t exp(-t^2 / 2) / (2 pi)^1.5
+    times the variance of its slope, here 1 / (2 size^2) (R. J. Adler, The Geometry of Random
+    Fields, 1981, ch. 6); both signs, in this frame and over the last ones.
+    """
+    density = sum(1.0 / (2.0 * size_px**2) for size_px in _SIZES_PX)
+    scale = 4.0 * height * width * density / (2.0 * math.pi) ** 1.5
+    low, high = 2.0, 9.0
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        too_many = scale * middle * math.exp(-0.5 * middle**2) > _FALSE_PLACES
+        low, high = (middle, high) if too_many else (low, middle)
+    return high
+
+
 def _step(size_px: float) -> int:
     return 2 if size_px >= _FINE_PX else 1
 
@@ -399,7 +433,7 @@ def _changed(
     likely = np.zeros(shape, np.uint8)
     for size_px, one, other, scale in zip(_SIZES_PX, now, lately, usual, strict=True):
         larger = np.maximum(np.abs(one), np.abs(other))
-        for mask, least in ((sure, _SURE_SIGMA), (likely, _NEAR_SIGMA)):
+        for mask, least in ((sure, _sure_sigma(*shape)), (likely, _NEAR_SIGMA)):
             mask |= _spread((larger > least * scale).astype(np.uint8), 1.5 * size_px, shape)
     if not sure.any():
         return sure
@@ -508,17 +542,19 @@ def registered(
     )
     # Of unknown strength: the likelihood at the best one, for each shift.
     likelihood = 0.5 * lags * np.abs(lags) * (variance / own)
-    best, others = _peaks(likelihood + prior)
+    peaks = _peaks(likelihood + prior)
+    apart, near = likelihood[peaks[:, 0], peaks[:, 1]], prior[peaks[:, 0], peaks[:, 1]]
+    # Noise left in the reference makes one period of a lattice seem likelier than another; what
+    # is no more than that is left to what was known before.
+    left = math.sqrt(2.0 * reference_variance_dn2 / variance_dn2 * seen.size)
+    chance = _CHANCE * left * max(float(lags[tuple(peaks[0])]) * variance / own, 0.0)
+    is_rival = apart >= apart.max() - chance
+    chosen = int(np.argmax(np.where(is_rival, near, -np.inf)))
+    ahead = apart[chosen] - apart
+    ahead = np.copysign(np.maximum(np.abs(ahead) - chance, 0.0), ahead) + near[chosen] - near
+    odds = float(np.delete(ahead, chosen).min(initial=math.inf))
+    best = int(peaks[chosen, 0]), int(peaks[chosen, 1])
     amplitude = max(float(lags[best]) * variance / own, 0.0)
-    # Noise left in the reference makes one period of a lattice seem likelier than another.
-    chance = (
-        _CHANCE * amplitude * math.sqrt(2.0 * reference_variance_dn2 / variance_dn2 * seen.size)
-    )
-    odds = math.inf
-    if len(others):
-        ahead = likelihood[best] - likelihood[others[:, 0], others[:, 1]]
-        ahead = np.copysign(np.maximum(np.abs(ahead) - chance, 0.0), ahead)
-        odds = float((ahead + prior[best] - prior[others[:, 0], others[:, 1]]).min())
     lags *= amplitude
     # Between whole pixels: Newton steps on what is interpolated.
     first = np.array([rows[0], columns[0]])
@@ -538,16 +574,16 @@ def registered(
     )
 
 
-def _peaks(total: Matrix) -> tuple[tuple[int, int], npt.NDArray[np.intp]]:
-    """The largest value, and all other local maxima, (n, 2)."""
+def _peaks(total: Matrix) -> npt.NDArray[np.intp]:
+    """Where the local maxima are, (n, 2), the largest first; the edges count for nothing."""
     inner = total[1:-1, 1:-1]
-    row, column = np.unravel_index(int(np.argmax(inner)), inner.shape)
     values = np.ascontiguousarray(total, dtype=np.float32)
-    is_peak = values >= cv2.dilate(values, np.ones((3, 3), np.uint8))
-    is_peak[[0, -1]] = False
-    is_peak[:, [0, -1]] = False
-    is_peak[row : row + 3, column : column + 3] = False
-    return (int(row) + 1, int(column) + 1), np.argwhere(is_peak)
+    largest = np.asarray(cv2.dilate(values, np.ones((3, 3), np.uint8)))[1:-1, 1:-1]
+    found = np.argwhere(values[1:-1, 1:-1] >= largest)
+    if not len(found):
+        found = np.argwhere(inner == inner.max())
+    heights = inner[found[:, 0], found[:, 1]]
+    return np.asarray(found[np.argsort(-heights, kind="stable")] + 1)
 
 
 def _curved(values: Matrix, at: Vector) -> tuple[Vector, Matrix]:
