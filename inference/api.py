@@ -57,6 +57,8 @@ class Detection:
     touches_border: bool  # of the image: the region may go on in the neighbouring tile
     # Holds 95 % of the probability; None: nobody worked it out.
     thickness_interval_nm: tuple[float, float] | None = None
+    # Who drew the outline, where several look: "physics" or "network"; "": there is but one.
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ import numpy.typing as npt
 
 from inference.api import BadModel, Calibration, Detection, FlakeAnswer, ImageRGB
 from inference.engine import Engine
+from inference.flakes.belief import Beliefs, beliefs_in, believed, physics_beliefs
 from inference.flakes.calibration import SubstrateCalibration
 from inference.flakes.evidence import (
     DIRT_CLASS,
@@ -76,6 +77,9 @@ _SAME_SHARE = 0.5  # of the smaller one's pixels: two proposals for the same thi
 _NAMED_LAYERS = 6
 _GREY_SHARE = 0.995  # of the pixels: equal channels there are no accident
 
+
+PHYSICS, NETWORK = "physics", "network"
+"""Of `Detection.source`: whose segmentation drew the outline."""
 
 UNKNOWN_TO_NETWORK = "unlike any chip that the network knows"
 """So begins the reason of an answer that is the physics' alone because the frame is odd."""
@@ -139,9 +143,15 @@ class FlakeNetDetector:
         | Sequence[SubstrateCalibration]
         | None = None,
         flat_field: ImageRGB | None = None,
+        *,
+        beliefs: Beliefs | None = None,
     ) -> None:
-        """Arguments as of `PhysicsDetector`, and the engine that runs the network."""
+        """Arguments as of `PhysicsDetector`, and the engine that runs the network.
+
+        beliefs: None for those of the network's card. Raises BadModel where these are broken.
+        """
         self._engine = engine
+        self._beliefs = beliefs_in(engine.card.figures) if beliefs is None else beliefs
         self._settings = settings
         self._physics = PhysicsDetector(settings, calibration, flat_field)
         generous = settings.model_copy(
@@ -182,7 +192,9 @@ class FlakeNetDetector:
         frame = self._physics.prepared(pixels, pixel_size_nm, bit_depth)
         without = frame.background.reason or _without_colour(pixels, bit_depth)
         if without:
-            answer = _flagged(self._physics.detect_prepared(frame), without)
+            answer = _flagged(
+                believed(self._physics.detect_prepared(frame), physics_beliefs()), without
+            )
             return FlakeView(answer, is_physics=True, oddity=math.inf, dirt_share=0.0)
         chosen = self._physics.wafer_of(frame)
         calibration = chosen.wafer.calibration
@@ -198,6 +210,7 @@ class FlakeNetDetector:
         dirt_share = float(dirt.mean())
         if oddity > 0.0:
             answer = proposed if is_calibrated else self._physics.detect_prepared(frame)
+            answer = believed(answer, physics_beliefs())
             answer = _flagged(answer, f"{UNKNOWN_TO_NETWORK}: physics only")
             return FlakeView(answer, is_physics=True, oddity=oddity, dirt_share=dirt_share)
         min_area_px = self._settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
@@ -211,6 +224,7 @@ class FlakeNetDetector:
             found += judge.judged(theirs, posterior, steps)
             found += judge.judged(mine, posterior, steps)
         answer = replace(proposed, detections=tuple(_apart(found, is_calibrated)))
+        answer = believed(answer, self._beliefs)
         return FlakeView(answer, is_physics=False, oddity=oddity, dirt_share=dirt_share)
 
     def _posterior(self, frame: PreparedFrame, steps: Ladder) -> Posterior:
@@ -354,7 +368,8 @@ class _Judge:
         is_calibrated = self.calibration.confidence >= _CALIBRATED
         if region.physics is not None and is_calibrated:
             trust = _DOUBTED + (1.0 - _DOUBTED) * share
-            return replace(region.physics, score=region.physics.score * trust)
+            score = region.physics.score * trust
+            return replace(region.physics, score=score, source=PHYSICS)
         wanted = layers[: self.settings.max_layers].tolist()
         ranked = sorted(enumerate(wanted, 1), key=lambda pair: -pair[1])[:_NAMED_LAYERS]
         if region.physics is not None:
@@ -431,6 +446,7 @@ class _Judge:
             or y0 == 0
             or x0 + mask.shape[1] >= width
             or y0 + mask.shape[0] >= height,
+            source=NETWORK,
         )
 
 
@@ -451,7 +467,11 @@ def _relabelled(
     pairs = sorted(((n, p / total) for n, p in joint.items()), key=lambda pair: -pair[1])
     layers = pairs[0][0]
     found = replace(
-        detection, layer_probabilities=tuple(pairs[:_NAMED_LAYERS]), layers=layers, score=score
+        detection,
+        layer_probabilities=tuple(pairs[:_NAMED_LAYERS]),
+        layers=layers,
+        score=score,
+        source=PHYSICS,
     )
     if layers == detection.layers:
         return found
