@@ -79,6 +79,7 @@ def _tables(
     asked["wanted"] = {"materials": [material]}
     asked["camera"] = {"exposure_s": _EXPOSURES_S[oxide_nm]}
     asked["revisit"] = {"max_flakes": 0}
+    asked["run"]["clock"] = "ideal"  # a busy machine's searches last longer, and drift further
     return asked
 
 
