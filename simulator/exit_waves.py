@@ -18,11 +18,11 @@ import numpy.typing as npt
 from simulator.atoms import NUMBERS, Atoms, Defect, Sample, SampleKind, SampleSettings
 from simulator.potential import Wave, exit_wave
 
-Role = Literal["train", "graphene", "unseen"]
+Role = Literal["train", "graphene", "impurities", "unseen"]
 
 _MARGIN_NM: Final = 0.5  # drawn round the field: the grid is periodic, the sample is not
 _DIRT_PER_NM2: Final = 20.0  # carbon atoms on the sheet where it is dirty, at most
-_ROLES: Final[dict[Role, int]] = {"train": 11, "graphene": 12, "unseen": 13}
+_ROLES: Final[dict[Role, int]] = {"train": 11, "graphene": 12, "unseen": 13, "impurities": 14}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,14 +43,15 @@ def wave_scene(
     """Draw scene `number`; the same arguments give the same scene to the last bit.
 
     role: "train": anything but what is held out; "graphene": at 80 kV and 0.0154 nm a pixel, with
-    foreign atoms; "unseen": boron nitride below 75 kV. dirt: carbon may lie about.
+    foreign atoms; "impurities": the same without adatoms, dirt or second grains; "unseen": boron
+    nitride below 75 kV. dirt: carbon may lie about.
     """
     rng = np.random.default_rng([seed, _ROLES[role], number])
     if role == "train":
         kind: SampleKind = "mos2" if rng.random() < 0.15 else "graphene"
         pixel_nm = float(np.exp(rng.uniform(math.log(0.012), math.log(0.028))))
         voltage_kv = 80.0 if rng.random() < 0.5 else float(rng.uniform(75.0, 300.0))
-    elif role == "graphene":
+    elif role in ("graphene", "impurities"):
         kind, pixel_nm, voltage_kv = "graphene", 0.0154, 80.0
     else:
         kind, pixel_nm = "hbn", float(rng.uniform(0.014, 0.024))
@@ -58,7 +59,12 @@ def wave_scene(
     margin_px = math.ceil(_MARGIN_NM / pixel_nm)
     padded_px = side_px + 2 * margin_px
     field_nm = padded_px * pixel_nm
-    sample = Sample(_settings(rng, kind, field_nm))
+    settings = _settings(rng, kind, field_nm)
+    if role == "impurities":
+        shares = {"vacancy_ratio": 0.003, "dopant_ratio": 0.01, "holes": int(rng.random() < 0.3)}
+        settings = settings.model_copy(update=shares | {"adatoms": 0, "boundary_deg": 0.0})
+        dirt = False
+    sample = Sample(settings)
     atoms, defects = sample.atoms(), list(sample.defects_in())
     if dirt and rng.random() < 0.35:
         dirty = _dirt(rng, field_nm)

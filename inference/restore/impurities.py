@@ -20,9 +20,10 @@ as not searched), atoms off the lattice's sites.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -45,20 +46,25 @@ from inference.restore.lattice import (
 )
 from inference.restore.noise import estimate_noise
 
-LEAST_LLR: Final = 14.0  # nats over carbon; chance passes 1 site in a million
+LEAST_LLR: Final = 10.0  # nats over carbon; chance passes a few sites in a million
 
 _CARBON: Final = 6
 _NONE: Final = 0
 _ADATOM: Final = -6  # one more carbon on top
+_ADATOM_LLR: Final = -6.0  # against it beforehand: carbon does not sit on top of carbon
 _MARGIN_NM: Final = 0.8  # of sheet round the frame
 _BORDER_NM: Final = 0.2  # of the frame where nothing is searched
 _APART_NM: Final = 0.32  # of atoms that are accepted in one round
 _ROUNDS: Final = 24
 _THERMAL_NM: Final = 0.006
-_AMOUNT_RATIO: Final = (0.75, 1.3)  # of the template, within which it is that element
-_AMOUNT_SIGMAS: Final = 3.0
-_REST_RADIUS_NM: Final = 0.2
-_MOST_REST: Final = 4.0  # standard deviations of the rest's power about an atom
+_AMOUNT_RATIO: Final = (0.8, 1.25)  # of the template, within which it is that element
+_AMOUNT_SIGMAS: Final = 2.0
+_REST_RADIUS_NM: Final = 0.3
+_MOST_REST_RATIO: Final = 0.15  # of the rest's power over the noise's about a site
+_MOST_REST_SIGMAS: Final = 4.0  # added to that, of chance
+_SETTLING: Final = (0, 1, 3, 5)  # rounds before which the sheet is moved to where it fits best
+_MOST_SHIFT_NM: Final = 0.02  # a round
+_MOST_STRAIN: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +330,65 @@ class _Shapes:
         gram = self.gram[sheet.kinds]  # (sites, states, states)
         own = gram[at, now, now][:, None]
         norm = np.diagonal(gram, axis1=1, axis2=2) - 2.0 * gram[at, now] + own  # (sites, states)
-        return np.asarray(products - products[now, at][None] - 0.5 * norm.T)
+        likely = np.asarray(products - products[now, at][None] - 0.5 * norm.T)
+        before = np.array([_ADATOM_LLR * (one == _ADATOM) for one in self.states])
+        return np.asarray(likely + before[:, None] - before[now][None])
+
+
+def _shifted(scene: _Scene, sheet: _Sheet) -> _Scene:
+    """The sheet moved and strained by what brings its frame nearest to the raw one."""
+    frame = sheet.frame()
+    rest = scene.ratio - frame
+    down, right = np.gradient(frame, sheet.pixel_nm)
+    slopes = (right, -down)  # along x and y, y UP
+    height, width = frame.shape
+    x_nm = (np.arange(width) - (width - 1) / 2)[None, :] * sheet.pixel_nm
+    y_nm = ((height - 1) / 2 - np.arange(height))[:, None] * sheet.pixel_nm
+    columns = [-slope * along for slope in slopes for along in (np.ones_like(x_nm), x_nm, y_nm)]
+    flat = np.stack([column.ravel() for column in columns])
+    # What the sheet does not explain at all, another grain, must not draw it away.
+    weighted = flat * (np.maximum(_rest_power(scene, rest), 1.0) ** -2.0).ravel()
+    found = np.linalg.solve(weighted @ flat.T + 1e-12 * np.eye(6), weighted @ rest.ravel())
+    found[[0, 3]] = np.clip(found[[0, 3]], -_MOST_SHIFT_NM, _MOST_SHIFT_NM)
+    found[[1, 2, 4, 5]] = np.clip(found[[1, 2, 4, 5]], -_MOST_STRAIN, _MOST_STRAIN)
+    strain = np.eye(2) + found.reshape(2, 3)[:, 1:]
+    origin = strain @ np.array(scene.origin_nm) + found[[0, 3]]
+    vectors = np.array([scene.lattice.g1_per_nm, scene.lattice.g2_per_nm]) @ np.linalg.inv(strain)
+    (x1, y1), (x2, y2) = vectors.tolist()
+    lattice = Lattice((x1, y1), (x2, y2))
+    return replace(scene, lattice=lattice, origin_nm=(float(origin[0]), float(origin[1])))
+
+
+def _moved(old: _Sheet, scene: _Scene, elements: tuple[int, ...]) -> _Sheet:
+    """A sheet where the scene's lattice now is, with the same atoms on it."""
+    sheet = _Sheet(scene, elements)
+    for site in np.flatnonzero(old.number != _CARBON):
+        off = np.hypot(*(sheet.places - old.places[site]).T)
+        nearest = int(off.argmin())
+        if off[nearest] < 0.05:
+            sheet.put(nearest, int(old.number[site]))
+    return sheet
+
+
+def _rest_side_px(scene: _Scene) -> int:
+    return 2 * round(_REST_RADIUS_NM / scene.microscope.pixel_size_nm) + 1
+
+
+def _rest_power(scene: _Scene, rest: Doubles) -> Doubles:
+    """Mean power of a rest about each pixel, over the noise's; (h, w)."""
+    side = _rest_side_px(scene)
+    power = cv2.blur(np.square(rest / scene.sigma), (side, side), borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(power, np.float64)
+
+
+def _is_explained(scene: _Scene, sheet: _Sheet) -> npt.NDArray[np.bool_]:
+    """Whether the rest about each site is no more than noise; (sites,)."""
+    power = _rest_power(scene, scene.ratio - sheet.frame())
+    side = _rest_side_px(scene)
+    column = np.rint(sheet.places[:, 0] / sheet.pixel_nm + (sheet.width - 1) / 2).astype(int)
+    row = np.rint((sheet.height - 1) / 2 - sheet.places[:, 1] / sheet.pixel_nm).astype(int)
+    at = power[np.clip(row, 0, sheet.height - 1), np.clip(column, 0, sheet.width - 1)]
+    return np.asarray(at <= 1.0 + _MOST_REST_RATIO + _MOST_REST_SIGMAS * math.sqrt(2.0) / side)
 
 
 def _search(
@@ -332,18 +396,23 @@ def _search(
 ) -> Impurities:
     sheet = _Sheet(scene, elements)
     shapes = _Shapes.of(sheet, (_CARBON, *elements, _NONE, _ADATOM))
-    half_x = scene.ratio.shape[1] * sheet.pixel_nm / 2 - _BORDER_NM
-    half_y = scene.ratio.shape[0] * sheet.pixel_nm / 2 - _BORDER_NM
-    is_asked = (np.abs(sheet.places[:, 0]) <= half_x) & (np.abs(sheet.places[:, 1]) <= half_y)
-    if not is_asked.any():
-        return Impurities((), (), (), 0, 0.0, {}, False, "too small a frame")
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
+        if number in _SETTLING:
+            scene = _shifted(scene, sheet)
+            sheet = _moved(sheet, scene, elements)
         gains = shapes.likelihoods(sheet, scene.ratio - sheet.frame())
         moves = _moves(sheet, gains, least_llr)
-        if not moves:
+        if not moves and number > max(_SETTLING):
             break
         for site, state in moves:
             sheet.put(site, shapes.states[state])
+    half_x = scene.ratio.shape[1] * sheet.pixel_nm / 2 - _BORDER_NM
+    half_y = scene.ratio.shape[0] * sheet.pixel_nm / 2 - _BORDER_NM
+    is_asked = (np.abs(sheet.places[:, 0]) <= half_x) & (np.abs(sheet.places[:, 1]) <= half_y)
+    is_asked &= _is_explained(scene, sheet)
+    if not is_asked.any():
+        reason = "too small a frame, or one that a sheet of graphene does not explain"
+        return Impurities((), (), (), 0, 0.0, {}, False, reason)
     return _told(scene, sheet, shapes, is_asked, least_llr, wave)
 
 
@@ -395,7 +464,7 @@ def _told(
         amount, sigma = 1.0 + response / norm, 1.0 / math.sqrt(norm)
         slack = _AMOUNT_SIGMAS * sigma
         fits = _AMOUNT_RATIO[0] - slack <= amount <= _AMOUNT_RATIO[1] + slack
-        if number == _ADATOM or not fits or _rest_sigmas(scene, rest, place) > _MOST_REST:
+        if number == _ADATOM or not fits:
             odd.append(place)
             continue
         odds = np.exp(np.minimum(gains[:, site], 50.0))
@@ -428,16 +497,6 @@ def _told(
         in_distribution=True,
         reason="",
     )
-
-
-def _rest_sigmas(scene: _Scene, rest: Doubles, place_px: tuple[float, float]) -> float:
-    """How far the power of what is left about a place lies above the noise's."""
-    radius = _REST_RADIUS_NM / scene.microscope.pixel_size_nm
-    x, y = place_px
-    rows = slice(max(round(y - radius), 0), round(y + radius) + 1)
-    columns = slice(max(round(x - radius), 0), round(x + radius) + 1)
-    part = rest[rows, columns] / scene.sigma
-    return float((np.square(part).sum() - part.size) / math.sqrt(2.0 * part.size))
 
 
 def _phase_at(wave: ExitWave | None, place_px: tuple[float, float]) -> float | None:
