@@ -157,7 +157,7 @@ def _one_step(
     target = torch.from_numpy(lessons.target).to(recipe.device)
     share = step / recipe.steps
     for group in optimiser.param_groups:
-        group["lr"] = recipe.rate * min(1.0, (step + 1) / 200) * _cosine(share)
+        group["lr"] = recipe.rate * min(1.0, (step + 1) / _rise(recipe)) * _cosine(share)
     module.train()
     with torch.autocast(recipe.device, torch.bfloat16):
         answer = module(seen)
@@ -171,6 +171,11 @@ def _one_step(
         for mean, now in zip(averaged.parameters(), module.parameters(), strict=True):
             mean.lerp_(now, 1.0 - kept)
     return float(ratio)
+
+
+def _rise(recipe: Recipe) -> float:
+    """Steps until the full rate."""
+    return max(1.0, min(200.0, 0.1 * recipe.steps))
 
 
 def _cosine(share: float) -> float:
