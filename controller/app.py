@@ -23,6 +23,7 @@ from controller.eyes import MakeDetector, SearchEyes, of_its_own_mind
 from controller.focusing.few_frames import FewFrames
 from controller.processes import processes
 from controller.record import rundir
+from controller.restoring.before import RestoredSharpness
 from controller.restoring.choice import Method, NetworkName, restorer_choice
 from controller.restoring.frames import RestorerChoice
 from controller.safety import Envelope
@@ -30,7 +31,7 @@ from controller.search.scorecard import TruthTerrace
 from controller.settings import InferenceSettings, Settings, validated
 from drivers.api import Instrument, Pixels
 from drivers.replay import ReplayMicroscope, ReplaySettings
-from inference.api import ModelError, NoEngine
+from inference.api import ModelError, NoEngine, SharpnessMeasure
 from inference.engine import Engine, load_card
 from inference.engine_cache import EngineCache, default_folder
 from inference.flakes.flakenet import FlakeNetDetector, detector_that_leads
@@ -166,8 +167,18 @@ def eyes(
     if settings.focus.method == "few_frames":
         aenet = AENet(open_network("aenet", settings.inference, say))
     leader, everyone = flake_detectors(settings.inference, say)
+    choice = restorer_before(settings, say)
+    sharpness: SharpnessMeasure = GradientSharpness()
+    if choice is not None and settings.restore.before_focus:
+        sharpness = RestoredSharpness(sharpness, choice)
     return SearchEyes(
-        detector, leader, GradientSharpness(), InverseParabola(), aenet, tuple(everyone)
+        detector,
+        leader,
+        sharpness,
+        InverseParabola(),
+        aenet,
+        tuple(everyone),
+        choice if settings.restore.before_detection else None,
     )
 
 
@@ -376,6 +387,19 @@ def live_restorer(
     )
 
 
+def restorer_before(
+    settings: Settings, say: Callable[[str], None] | None = None
+) -> RestorerChoice | None:
+    """What `[restore]` puts before focus or detection, frame by frame; None: neither asks for it.
+
+    Raises NoEngine, BadModel.
+    """
+    restore = settings.restore
+    if restore.method == "off" or not (restore.before_focus or restore.before_detection):
+        return None
+    return restorer_named(restore.method, recursive=False, wanted=settings.inference, say=say)
+
+
 def restorer_named(
     method: Method,
     *,
@@ -413,5 +437,7 @@ def denoiser(
 
     Raises NoEngine where a runtime was asked for by name and is not here, BadModel.
     """
-    engine = open_network(f"denoise_{name}", wanted, say)
+    here = {model.stem for model in models()}
+    named = next((one for one in (f"denoise_{name}_int8", f"denoise_{name}") if one in here), None)
+    engine = None if named is None else open_network(named, wanted, say)
     return None if engine is None else NetworkDenoiser(engine)

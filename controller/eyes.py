@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 
 from controller.messages import CalibrationFitted
+from controller.restoring.before import RestoredDetector, restored
+from controller.restoring.frames import RestorerChoice
 from controller.search.colours import wafer_of
 from controller.search.report import Ladder
 from controller.search.state import SearchState
@@ -49,6 +51,15 @@ def of_its_own_mind(make: MakeDetector) -> MakeDetector:
     return made
 
 
+def before_detection(make: MakeDetector, choice: RestorerChoice) -> MakeDetector:
+    """The same detectors, shown frames without their noise."""
+
+    def made(settings: DetectorSettings, calibrations: Calibrations) -> FlakeDetector:
+        return RestoredDetector(make(settings, calibrations), choice)
+
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class SearchEyes:
     """`controller.search.ports.Eyes`, made of what the composition root chose."""
@@ -59,6 +70,7 @@ class SearchEyes:
     estimator: FocusEstimator
     aenet: AENet | None  # None: focus by sweeps alone
     everyone: tuple[MakeDetector, ...] = ()  # who is asked once the run is over
+    restorer: RestorerChoice | None = None  # takes the noise off what detectors see; None: nothing
 
     def _for(self, objective: Objective) -> DetectorSettings:
         return self.settings.model_copy(update={"numerical_aperture": objective.numerical_aperture})
@@ -78,6 +90,8 @@ class SearchEyes:
     def _made(
         self, make: MakeDetector, objective: Objective, calibrations: Sequence[CalibrationFitted]
     ) -> FlakeDetector:
+        if self.restorer is not None:
+            make = before_detection(make, self.restorer)
         settings = self._for(objective)
         if not calibrations:
             return make(settings, None)
@@ -92,6 +106,8 @@ class SearchEyes:
         self, images: Sequence[Pixels], objective: Objective, bit_depth: int
     ) -> Sequence[CalibrationFitted]:
         """One calibration for each kind of substrate, the commonest first."""
+        if self.restorer is not None:
+            images = [restored(pixels, self.restorer) for pixels in images]
         fitted = calibrate(images, self._for(objective), objective.pixel_size_nm, bit_depth)
         return [
             CalibrationFitted(

@@ -144,7 +144,9 @@ class RestoreSettings(Section):
     recursive: bool = True  # what stands still is averaged over frames, drift followed
     # What a network adds is asked of half of the counts every so many frames: it costs two more.
     twin_test_every_frames: int = Field(default=16, ge=1, le=100_000)
+    # The frames of sweeps; the network of the few-frame focus knows noise, and is shown it.
     before_focus: bool = False
+    # Worth it where a pixel has few electrons: see `scopeloop bench restore_uses`.
     before_detection: bool = False
 
     @model_validator(mode="after")

@@ -73,6 +73,7 @@ BENCHES: Final = _table(
     Bench("search_focus", "the same chips focused by the networks and by sweeps: frames, minutes"),
     Bench("search_flakes", "the same chips searched by physics, by FlakeNet and by who leads"),
     Bench("restore", "noise taken off: atoms, surfaces, micrographs; intervals, guard, speed"),
+    Bench("restore_uses", "focus and detection at low dose, on raw frames and on restored ones"),
     Bench("focus", "few-frame focus against every rival: success, error, frames, dose, harm"),
 )
 
