@@ -282,6 +282,7 @@ class SimulatedTem:
         self._turret = self._body.turret
         self._stigmator = TemStigmator(self._body)
         self._beam = TemBeam(self._body, self._camera)
+        self._phase_contrast = TemObjective(self._body)
 
     @property
     def name(self) -> str:
@@ -314,6 +315,10 @@ class SimulatedTem:
     @property
     def beam(self) -> TemBeam:
         return self._beam
+
+    @property
+    def phase_contrast(self) -> TemObjective:
+        return self._phase_contrast
 
     async def __aenter__(self) -> SimulatedTem:
         self._body.wiring.open()
@@ -556,6 +561,38 @@ class TemBeam:
         self._body.wiring.check("camera")
         await asyncio.sleep(self._body.settings.link_s)
         self._body.is_blanked = bool(is_blanked)
+
+
+class TemObjective:
+    """`drivers.phase_contrast.PhaseContrast`."""
+
+    def __init__(self, body: _Body) -> None:
+        self._body = body
+        self._lens = body.settings.lens
+
+    @property
+    def is_in_use(self) -> bool:
+        return self._body.field.mode == "hrtem"
+
+    @property
+    def voltage_kv(self) -> float:
+        return self._lens.voltage_kv
+
+    @property
+    def spherical_mm(self) -> float:
+        return self._lens.spherical_mm
+
+    @property
+    def focal_spread_um(self) -> float:
+        return self._lens.focal_spread_um
+
+    @property
+    def direction_mrad(self) -> float:
+        return self._lens.direction_mrad
+
+    @property
+    def aperture_mrad(self) -> float:
+        return self._lens.aperture_mrad
 
 
 def _dwell_ns(settings: TemInstrumentSettings, field: FieldSettings, exposure_s: float) -> float:

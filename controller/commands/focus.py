@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,17 @@ from controller.focusing.few_frames import FewFrames, FewFramesResult, FewFrames
 from controller.focusing.hold import HoldSettings
 from controller.focusing.holding import Hold, HoldFrame, HoldResult
 from controller.focusing.once import Stand, focus_at, opened, write_strip
+from controller.focusing.phase import (
+    PhaseResult,
+    PhaseStep,
+    PhaseTask,
+    focus_by_phase,
+    phase_lens,
+)
 from controller.focusing.play import PlayFound, measure_play
 from controller.settings import Settings, load_toml, validated
+from inference.focus.phase_series import scherzer_um
+from inference.restore.electrons import Lens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +58,19 @@ def focus_here(
 
     def make(depth_of_field_um: float, has_stigmator: bool) -> FewFrames:
         few = app.few_frames(depth_of_field_um, has_stigmator, settings.focus.range_dof, engine)
-        console.print(f"{instrument.name}: {few.aenet.name}, 1 DOF = {depth_of_field_um:.3f} um")
+        eyes = few.aenet.name if phase_lens(instrument) is None else "a series of phase contrast"
+        console.print(f"{instrument.name}: {eyes}, 1 DOF = {depth_of_field_um:.4f} um")
         return few
 
-    async def session() -> tuple[FewFramesResult, float]:
+    async def session() -> tuple[FewFramesResult | PhaseResult, float]:
         async with opened(settings, instrument, make) as stand:
-            return await _on(stand, asked, console, strip), stand.optics.depth_of_field_um
+            lens, dof_um = phase_lens(instrument), stand.optics.depth_of_field_um
+            if lens is None:
+                return await _on(stand, asked, console, strip), dof_um
+            range_um = settings.focus.range_dof * dof_um
+            if strip is not None:
+                say("no strip: it shows what a network saw, and none was asked")
+            return await _by_phase(stand, lens, range_um, asked, console), dof_um
 
     with asyncio.Runner(loop_factory=app.loop_factory(settings, str(config))) as runner:
         try:
@@ -63,8 +80,52 @@ def focus_here(
             return 130
     off_um = app.true_defocus_um(instrument)
     if off_um is not None and result.is_focused:
-        console.print(f"the truth: {off_um / dof_um:+.3f} DOF ({off_um:+.3f} um) from focus")
+        console.print(f"the truth: {off_um / dof_um:+.3f} DOF ({off_um:+.4f} um) from focus")
     return 0 if result.is_focused else 1
+
+
+async def _by_phase(
+    stand: Stand, lens: Lens, range_um: float, asked: Asked, console: Console
+) -> PhaseResult:
+    """Focus a lens that images phases, on an open instrument."""
+
+    def on_step(step: PhaseStep) -> None:
+        found = step.found
+        words = ""
+        if found is not None and math.isfinite(found.gaussian_um):
+            words = (
+                f"wanted at {found.wanted_um(lens):+.4f} um, likelier than without phases by "
+                f"{found.gain:.0f}, than elsewhere by {found.lead:.0f}"
+            )
+        console.print(
+            f"  {step.purpose:8s} z {step.focus_z_um:+9.4f} um  "
+            f"stig {step.stig_um[0]:+.4f} {step.stig_um[1]:+.4f} um  {words}",
+            highlight=False,
+        )
+
+    limits = stand.few
+    task = PhaseTask(
+        start_z_um=stand.z_um,
+        lowest_z_um=limits.lowest_z_um,
+        highest_z_um=limits.highest_z_um,
+        depth_of_field_um=stand.optics.depth_of_field_um,
+        range_um=range_um,
+    )
+    result = await focus_by_phase(
+        lens, task, stand.motion, stand.observe, stand.stigmator, stand.thread, on_step
+    )
+    if not result.is_focused:
+        console.print(f"[yellow]cannot focus[/]: {escape(result.reason)}; back at the start")
+    elif result.found is not None:
+        stig_x_um, stig_y_um = result.stig_um
+        console.print(
+            f"[green]in focus[/] at z {result.focus_z_um:.4f} +- {result.found.sigma_um:.4f} um "
+            f"({scherzer_um(lens):+.4f} um from Gaussian focus), stigmator {stig_x_um:+.4f} "
+            f"{stig_y_um:+.4f} um, after {len(result.steps)} frames"
+        )
+    if asked.measures_backlash or asked.hold_s > 0.0:
+        console.print("[yellow]neither backlash nor holding[/]: they need a lens that blurs")
+    return result
 
 
 async def _on(stand: Stand, asked: Asked, console: Console, strip: Path | None) -> FewFramesResult:
