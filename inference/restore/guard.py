@@ -12,9 +12,10 @@ Three tests, each blind where another sees:
 - The error itself, without truth: Stein's unbiased risk with one random probe (Ramani et al., IEEE
   Trans. Image Process. 17 (2008) 1540).
 
-All of them need the noise model to hold: with correlated noise nothing is tested, the verdict says
-so and does not pass. Every Wiener filter keeps noise where it keeps signal, so a band with LESS
-power than noise does not fail; it is counted in `within_ratio`.
+Correlated noise is tested against its own colour where that can be told (see `colour`); where it
+can't, nothing is tested, the verdict says so and does not pass. Every Wiener filter keeps noise
+where it keeps signal, so a band with LESS power than noise does not fail; it is counted in
+`within_ratio`.
 """
 
 from __future__ import annotations
@@ -33,15 +34,19 @@ from inference.restore.classical import (
     RadialWiener,
     RingPower,
     cosine_transform,
+    inverse_cosine_transform,
     ring_power,
 )
+from inference.restore.colour import WHITE, Colour, coloured, noise_colour
 from inference.restore.noise import estimate_noise
+from inference.restore.recursive import Recursive, RecursiveSettings
 
 BANDS: Final = 24
 BAND_TOLERANCE: Final = 0.05
 LAG_TOLERANCE: Final = 0.03
 LEAST_REMOVED_RATIO: Final = 0.3  # of the noise's power; less, and hardly anything was restored
 LEAST_SLOPE: Final = 0.5  # of added detail that the judging half confirms; 1: all of it
+SAID_RATIO: Final = 1.5  # of the variance said, that unconfirmed detail may have
 LEAST_DETAIL_RATIO: Final = 0.02  # added power over the noise's, below which there's no detail
 
 _DEVIATES: Final = 3.5  # chance is allowed this many standard deviations
@@ -68,6 +73,21 @@ class Twin:
     slope_sigma: float
     detail_ratio: float  # power of the added detail over that of the frame's noise
     mse_dn2: float  # of the restored half, whose noise has twice the variance
+    said_ratio: float = 0.0  # variance that the restorer says beyond the estimate's, over noise's
+
+    @property
+    def is_failed(self) -> bool:
+        """Detail was added that the judging half doesn't confirm.
+
+        Noise that was left in isn't confirmed either, but is no invention where it was said.
+        """
+        likely = self.slope + _DEVIATES * self.slope_sigma
+        unconfirmed = self.detail_ratio * (1.0 - likely)
+        return (
+            self.detail_ratio > LEAST_DETAIL_RATIO
+            and likely < LEAST_SLOPE
+            and unconfirmed > SAID_RATIO * self.said_ratio
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +99,26 @@ class Verdict:
     whiteness: Whiteness | None  # None: the noise model does not hold, nothing was tested
     twin: Twin | None  # None: not asked for, or nothing was tested
 
+    @property
+    def is_twin_failed(self) -> bool:
+        """Whether what was added to a plain filter's answer is not borne out by the other half."""
+        return self.twin is not None and self.twin.is_failed
 
-def whiteness(frame: Frame, restored: Restored, noise: NoiseModel) -> Whiteness:
-    """Look at what was taken away, band by band."""
+
+def whiteness(
+    frame: Frame, restored: Restored, noise: NoiseModel, colour: Colour = WHITE
+) -> Whiteness:
+    """Look at what was taken away, band by band, in units of noise of that colour."""
     grey = grey_of(frame)
     # One variance for the frame where the estimate dips: a single false zero would outweigh all.
     least = np.float32(0.05) * noise.variance_dn2(float(grey.mean()))
     variance = np.maximum(noise.variance_dn2(restored.image), least)
     rest = (grey - restored.image) / np.sqrt(variance)
-    rings = ring_power(cosine_transform(rest))
+    spectrum = cosine_transform(rest)
+    if colour != WHITE:
+        spectrum /= np.sqrt(colour.power(*spectrum.shape))
+        rest = inverse_cosine_transform(spectrum.copy(), rest.shape)
+    rings = ring_power(spectrum)
     power, modes = _bands(rings)
     # Few modes scatter askew: Wilson and Hilferty's upper quantile of chi^2 / n.
     third = 2.0 / (9.0 * modes)
@@ -123,7 +154,7 @@ def _bands(rings: RingPower) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.fl
 
 
 def thinned(
-    frame: Frame, noise: NoiseModel, rng: np.random.Generator
+    frame: Frame, noise: NoiseModel, rng: np.random.Generator, colour: Colour = WHITE
 ) -> tuple[Grey, Grey, NoiseModel]:
     """Split a frame into two of its own level, independent of each other, and their noise.
 
@@ -136,7 +167,7 @@ def thinned(
         read_noise_dn=math.sqrt(2.0) * noise.read_noise_dn,
         gain_sigma_dn=2.0 * noise.gain_sigma_dn,
     )
-    if noise.gain_dn > 0.0 and noise.read_noise_dn == 0.0:
+    if colour == WHITE and noise.gain_dn > 0.0 and noise.read_noise_dn == 0.0:
         electrons = (grey - np.float32(noise.offset_dn)) / np.float32(noise.gain_dn)
         whole = np.rint(electrons)
         if float(whole.min()) >= 0.0 and float(np.abs(electrons - whole).max()) < _WHOLE:
@@ -145,15 +176,21 @@ def thinned(
             offset = np.float32(noise.offset_dn)
             return first * twice + offset, (whole - first) * twice + offset, halves
     shift = rng.standard_normal(grey.shape, dtype=np.float32)
+    if colour != WHITE:
+        shift = coloured(shift, colour)
     shift *= np.sqrt(noise.variance_dn2(grey))
     return grey + shift, grey - shift, halves
 
 
-def twin_test(frame: Frame, restorer: Restorer, noise: NoiseModel, seed: int = 0) -> Twin:
+def twin_test(
+    frame: Frame, restorer: Restorer, noise: NoiseModel, seed: int = 0, colour: Colour = WHITE
+) -> Twin:
     """Restore one half of the counts and let the other half judge."""
-    first, second, halves = thinned(frame, noise, np.random.default_rng((_STREAM, seed)))
-    plain = RadialWiener().restore(first, halves).image
-    image = restorer.restore(first, halves).image
+    first, second, halves = thinned(frame, noise, np.random.default_rng((_STREAM, seed)), colour)
+    simple = RadialWiener().restore(first, halves)
+    plain = simple.image
+    answer = restorer.restore(first, halves)
+    image = answer.image
     detail = image - plain
     left = second - plain
     detail = detail - detail.mean()
@@ -164,8 +201,17 @@ def twin_test(frame: Frame, restorer: Restorer, noise: NoiseModel, seed: int = 0
         return Twin(1.0, math.inf, 0.0, mse)
     slope = float(np.mean(detail * left, dtype=np.float64)) / own
     # The judge's noise, twice the frame's, is all that scatters the slope.
-    sigma = math.sqrt(2.0 * variance / (own * detail.size))
-    return Twin(slope, sigma, own / variance, mse)
+    power = 2.0 * variance
+    if colour != WHITE:
+        spectrum = np.square(cosine_transform(detail))
+        share = float((spectrum * colour.power(*spectrum.shape)).sum()) / float(spectrum.sum())
+        power *= share
+    sigma = math.sqrt(power / (own * detail.size))
+    said = 0.0
+    if answer.sigma is not None and simple.sigma is not None:
+        more = np.square(answer.sigma, dtype=np.float64) - np.square(simple.sigma)
+        said = max(float(more.mean()), 0.0) / variance
+    return Twin(slope, sigma, own / variance, mse, said)
 
 
 # --- error without truth ---------------------------------------------------------------------
@@ -219,14 +265,19 @@ def judge(
     restorer: the one that made it, for the twin test; None to leave that out, as it costs another
     restoration.
     """
+    colour = WHITE
     if not noise.in_distribution:
-        return Verdict(False, f"cannot be checked: {noise.reason}", None, None)
-    if not restored.in_distribution:
+        told = noise_colour(frame, noise)
+        if told is None:
+            return Verdict(False, f"cannot be checked: {noise.reason}", None, None)
+        colour = told
+    # What the noise is to blame for is not held against the restorer where its colour is known.
+    if not restored.in_distribution and (noise.in_distribution or restored.reason != noise.reason):
         return Verdict(False, restored.reason or "not in distribution", None, None)
     if not np.isfinite(restored.image).all():
         return Verdict(False, "holds values that are not finite numbers", None, None)
-    rest = whiteness(frame, restored, noise)
-    twin = None if restorer is None else twin_test(frame, restorer, noise, seed)
+    rest = whiteness(frame, restored, noise, colour)
+    twin = None if restorer is None else twin_test(frame, restorer, noise, seed, colour)
     # A noise model that is off by some per cent raises every band alike.
     tolerance = BAND_TOLERANCE + 3.0 * noise.variance_sigma_ratio
     chance = _DEVIATES / math.sqrt(frame.size)
@@ -237,11 +288,7 @@ def judge(
         reason = f"what was taken away is alike from pixel to pixel: {rest.lag_correlation:.3f}"
     elif rest.removed_ratio < LEAST_REMOVED_RATIO:
         reason = f"only {rest.removed_ratio:.2f} of the noise was taken away"
-    elif (
-        twin is not None
-        and twin.detail_ratio > LEAST_DETAIL_RATIO
-        and twin.slope + _DEVIATES * twin.slope_sigma < LEAST_SLOPE
-    ):
+    elif twin is not None and twin.is_failed:
         reason = f"half of the counts confirms {twin.slope:.2f} of the detail seen in the other"
     return Verdict(not reason, reason, rest, twin)
 
@@ -293,3 +340,78 @@ class Guarded:
             return answer, verdict
         instead = self.fallback.restore(frame, model)
         return replace(instead, reason=f"{self.inner.name}: {verdict.reason}"), verdict
+
+
+class GuardedLive:
+    """A stream, averaged or frame by frame, whose failures are replaced; see `api.LiveRestorer`.
+
+    The guard stands outside of the average and looks at each frame as it came, whose noise is
+    white where that of an average of shifted frames is not. The twin test is sampled, on the
+    frame alone; once it has failed, every frame is tested until one passes.
+    """
+
+    def __init__(
+        self,
+        inner: Restorer,
+        *,
+        recursion: RecursiveSettings | None = None,
+        fallback: Restorer | None = None,
+        twin_every_frames: int = 16,
+    ) -> None:
+        """recursion: None for frame by frame. twin_every_frames: 0 for no twin test."""
+        self._inner = inner
+        self._live = None if recursion is None else Recursive(inner, recursion)
+        self._fallback = fallback or BestClassical()
+        self._twin_every_frames = twin_every_frames
+        self.reset()
+
+    @property
+    def name(self) -> str:
+        """The inner one's: what a frame was really made by stands in its `method`."""
+        return self._inner.name if self._live is None else self._live.name
+
+    @property
+    def effective_frames(self) -> float:
+        """See `api.LiveRestorer`."""
+        return self._frames if self._live is None else self._live.effective_frames
+
+    @property
+    def drift_px(self) -> tuple[float, float]:
+        """See `api.LiveRestorer`; (0, 0) frame by frame."""
+        return (0.0, 0.0) if self._live is None else self._live.drift_px
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """On what the inner restorer made of the last frame; None before the first."""
+        return self._verdict
+
+    def reset(self) -> None:
+        """Forget all frames; the next one is twin-tested."""
+        if self._live is not None:
+            self._live.reset()
+        self._verdict: Verdict | None = None
+        self._frames = 0.0
+        self._untested_frames = self._twin_every_frames - 1
+
+    def push(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
+        """Take in one frame, restore, judge, and fall back where the judgement is against it."""
+        if self._live is None:
+            model = noise or estimate_noise(frame)
+            answer = self._inner.restore(frame, model)
+        else:
+            answer = self._live.push(frame, noise)
+            model = self._live.noise or estimate_noise(frame)
+        self._frames = 1.0
+        self._untested_frames += 1
+        is_due = 0 < self._twin_every_frames <= self._untested_frames
+        verdict = judge(frame, answer, model, self._inner if is_due else None)
+        if verdict.twin is not None and not verdict.is_twin_failed:
+            self._untested_frames = 0
+        self._verdict = verdict
+        if verdict.passed:
+            return answer
+        if self._live is None:
+            instead = self._fallback.restore(frame, model)
+        else:
+            instead = self._live.restored_by(self._fallback)
+        return replace(instead, reason=f"{self._inner.name}: {verdict.reason}")

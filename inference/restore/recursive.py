@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from inference.api import BadImage
 from inference.restore.api import Frame, Grey, MapRestorer, NoiseModel, Restored, Restorer, grey_of
 from inference.restore.noise import estimate_noise
 
@@ -144,6 +145,11 @@ class Recursive:
         return float(np.sqrt(np.linalg.eigvalsh(self._track.covariance[:2, :2]).max()))
 
     @property
+    def noise(self) -> NoiseModel | None:
+        """Of one frame; None before the first."""
+        return self._noise
+
+    @property
     def restarts(self) -> int:
         """How often the average was given up altogether: cuts, and drift that nobody knew."""
         return self._restarts
@@ -198,7 +204,7 @@ class Recursive:
         if averaged is None:
             self._track = self._unknown(np.zeros(2))
             return self._begin(grey, model, "nearly everything changed: averaging starts anew")
-        return self._shown(averaged, model, rest_px)
+        return self._shown(averaged, model)
 
     def _noise_of(self, grey: Grey, noise: NoiseModel | None) -> NoiseModel:
         """Noise is a detector's: from frame to frame it stays, so it's not estimated on each."""
@@ -304,44 +310,48 @@ class Recursive:
         self._compared_frames += 1
         return tuple(now), tuple(lately)
 
-    def _shown(self, scene: _Scene, noise: NoiseModel, rest_px: Vector) -> Restored:
-        """Restore the average, and shift what came out to where the frame has it."""
-        is_doubted = scene.doubted > 0
-        counts = np.where(is_doubted, np.uint8(1), scene.counts)
-        table, _ = _weights(self._settings.most_frames)
-        worth = float(table[int(np.median(counts[::8, ::8]))])
-        if isinstance(self._restorer, MapRestorer) and self._restorer.takes_sigma:
-            sigma = np.sqrt(noise.variance_dn2(scene.level))
-            sigma *= _looked_up(counts, 1.0 / np.sqrt(table))
-            shown = np.where(is_doubted, scene.fresh, scene.mean)
-            answer = self._restorer.restore(shown, noise, sigma)
-        else:
-            answer = self._blended(scene, counts, noise, worth)
-        self._scene = replace(scene, level=answer.image)
+    def restored_by(self, restorer: Restorer) -> Restored:
+        """The scene as another restorer has it, as it lies in the last frame.
+
+        Raises BadImage before the first frame.
+        """
+        if self._scene is None or self._noise is None:
+            raise BadImage("no frame was pushed yet")
+        return self._seen_by(restorer, self._scene, self._noise)[1]
+
+    def _shown(self, scene: _Scene, noise: NoiseModel) -> Restored:
+        """Restore the average, and keep it as what the next frame is compared with."""
+        level, answer = self._seen_by(self._restorer, scene, noise)
+        worth, _ = self._worth(scene)
+        self._scene = replace(scene, level=level)
         self._level_variance_dn2 = _left(answer, noise, worth)
         self._effective_frames = worth
+        return answer
+
+    def _worth(self, scene: _Scene) -> tuple[float, Mask]:
+        """Frames that the average is worth, and how often each pixel was seen as it is shown."""
+        counts = np.where(scene.doubted > 0, np.uint8(1), scene.counts)
+        table, _ = _weights(self._settings.most_frames)
+        return float(table[int(np.median(counts[::8, ::8]))]), counts
+
+    def _seen_by(
+        self, restorer: Restorer, scene: _Scene, noise: NoiseModel
+    ) -> tuple[Grey, Restored]:
+        """The average restored: on its own grid, and shifted to where the frame has it."""
+        worth, counts = self._worth(scene)
+        if isinstance(restorer, MapRestorer) and restorer.takes_sigma:
+            table, _ = _weights(self._settings.most_frames)
+            sigma = np.sqrt(noise.variance_dn2(scene.level))
+            sigma *= _looked_up(counts, 1.0 / np.sqrt(table))
+            shown = np.where(scene.doubted > 0, scene.fresh, scene.mean)
+            answer = restorer.restore(shown, noise, sigma)
+        else:
+            answer = _blended(restorer, scene, counts, noise, worth)
+        rest_px = self._track.place_px - self._grid_px
         sigma_image = None if answer.sigma is None else shifted(answer.sigma, rest_px)
-        return replace(answer, image=shifted(answer.image, rest_px), sigma=sigma_image)
-
-    def _blended(self, scene: _Scene, counts: Mask, noise: NoiseModel, worth: float) -> Restored:
-        """The average restored, but the single frame restored where the average is young.
-
-        One strength of noise for the whole frame: the average's, which is more in such places.
-        """
-        answer = self._restorer.restore(scene.mean, averaged_noise(noise, worth))
-        seen = np.arange(256.0)
-        full, none = _YOUNG_FRAMES[0], min(_YOUNG_FRAMES[1], worth)
-        table = np.clip((none - seen) / max(none - full, 1e-6), 0.0, 1.0) * (seen < worth)
-        part = _looked_up(counts, table)
-        if not part.any():
-            return answer
-        single = self._restorer.restore(scene.fresh, noise)
-        part = np.asarray(cv2.GaussianBlur(part, (0, 0), _SOFT_PX), dtype=np.float32)
-        image = answer.image + part * (single.image - answer.image)
-        sigma = None
-        if answer.sigma is not None and single.sigma is not None:
-            sigma = answer.sigma + part * (single.sigma - answer.sigma)
-        return replace(answer, image=image, sigma=sigma)
+        return answer.image, replace(
+            answer, image=shifted(answer.image, rest_px), sigma=sigma_image
+        )
 
 
 # --- averages --------------------------------------------------------------------------------
@@ -373,6 +383,29 @@ def averaged_noise(noise: NoiseModel, frames: float) -> NoiseModel:
         gain_sigma_dn=noise.gain_sigma_dn / frames,
         read_noise_dn=noise.read_noise_dn / math.sqrt(frames),
     )
+
+
+def _blended(
+    restorer: Restorer, scene: _Scene, counts: Mask, noise: NoiseModel, worth: float
+) -> Restored:
+    """The average restored, but the single frame restored where the average is young.
+
+    One strength of noise for the whole frame: the average's, which is more in such places.
+    """
+    answer = restorer.restore(scene.mean, averaged_noise(noise, worth))
+    seen = np.arange(256.0)
+    full, none = _YOUNG_FRAMES[0], min(_YOUNG_FRAMES[1], worth)
+    table = np.clip((none - seen) / max(none - full, 1e-6), 0.0, 1.0) * (seen < worth)
+    part = _looked_up(counts, table)
+    if not part.any():
+        return answer
+    single = restorer.restore(scene.fresh, noise)
+    part = np.asarray(cv2.GaussianBlur(part, (0, 0), _SOFT_PX), dtype=np.float32)
+    image = answer.image + part * (single.image - answer.image)
+    sigma = None
+    if answer.sigma is not None and single.sigma is not None:
+        sigma = answer.sigma + part * (single.sigma - answer.sigma)
+    return replace(answer, image=image, sigma=sigma)
 
 
 def _left(answer: Restored, noise: NoiseModel, frames: float) -> float:

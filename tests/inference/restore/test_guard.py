@@ -7,18 +7,22 @@ import cv2
 import numpy as np
 import pytest
 
-from inference.restore.api import NoiseModel, Restored, grey_of
+from inference.restore.api import LiveRestorer, NoiseModel, Restored, grey_of
 from inference.restore.classical import Gaussian, LocalWiener, RadialWiener, classical_restorers
+from inference.restore.colour import Colour, coloured, noise_colour
 from inference.restore.evaluate import at_dose
 from inference.restore.guard import (
     BestClassical,
     Guarded,
+    GuardedLive,
     judge,
     sure_mse_dn2,
     thinned,
     twin_test,
     whiteness,
 )
+from inference.restore.noise import estimate_noise
+from inference.restore.recursive import RecursiveSettings
 
 COUNTS = NoiseModel(1.0, 0.0, 0.0)
 
@@ -114,18 +118,62 @@ def test_the_twin_test_sees_what_the_remainder_hides(counted):
     assert 0.4 < np.std(slopes) / twin.slope_sigma < 1.8
 
 
+@dataclass(frozen=True)
+class Leaving:
+    """Leaves half of the noise in, and says so or not."""
+
+    is_said: bool
+    name: str = "leaving"
+
+    def restore(self, frame, noise=None):
+        plain = RadialWiener().restore(frame, noise)
+        image = 0.5 * (plain.image + grey_of(frame))
+        sigma = 0.5 * np.sqrt(noise.variance_dn2(plain.image))
+        return replace(plain, image=image, sigma=sigma if self.is_said else plain.sigma * 0.1)
+
+
+def test_noise_that_is_left_is_no_invention_if_it_is_said(counted):
+    frame, _ = counted
+    assert not twin_test(frame, Leaving(True), COUNTS).is_failed
+    assert twin_test(frame, Leaving(False), COUNTS).is_failed
+
+
 def test_values_that_are_no_numbers_fail(counted):
     frame, _ = counted
     answer = replace(RadialWiener().restore(frame, COUNTS), image=np.full(frame.shape, np.nan))
     assert not judge(frame, answer, COUNTS).passed
 
 
-def test_correlated_noise_is_not_judged_and_does_not_pass(counted):
+def test_noise_of_no_known_colour_is_not_judged_and_does_not_pass(counted):
+    frame = cv2.GaussianBlur(counted[0], (0, 0), 1.5)
     noise = replace(COUNTS, in_distribution=False, reason="noise is not white")
-    verdict = judged(RadialWiener(), counted, noise)
+    verdict = judged(RadialWiener(), (frame, counted[1]), noise)
     assert not verdict.passed
     assert verdict.whiteness is None
     assert "cannot be checked" in verdict.reason
+
+
+def in_colour(truth, across, down, seed=0):
+    """A frame whose noise a detector has smoothed, and the truth in its numbers."""
+    rng = np.random.default_rng(seed)
+    colour = Colour(across, down, 1.0)
+    noise = coloured(rng.standard_normal(truth.shape).astype(np.float32), colour)
+    return (200.0 * truth + 20.0 * noise).astype(np.float32), (200.0 * truth).astype(np.float32)
+
+
+@pytest.mark.parametrize("across_down", [(10.0, 10.0), (12.0, 0.0)], ids=["camera", "slow scan"])
+def test_coloured_noise_is_judged_against_its_colour(truth, across_down):
+    frame, true = in_colour(truth, *across_down)
+    noise = estimate_noise(frame)
+    assert not noise.in_distribution
+    colour = noise_colour(frame, noise)
+    assert colour.across_px2 == pytest.approx(across_down[0], rel=0.35)
+    assert colour.down_px2 == pytest.approx(across_down[1], rel=0.35, abs=1.0)
+    honest = judge(frame, Knowing(true).restore(frame), noise, Knowing(true))
+    assert honest.passed, honest.reason
+    assert honest.whiteness.within_ratio >= 0.75
+    assert not judge(frame, Inventing(1.0).restore(frame, noise), noise, Inventing(1.0)).passed
+    assert not judge(frame, Gaussian(5.0).restore(frame, noise), noise).passed
 
 
 @pytest.mark.parametrize("model", [COUNTS, NoiseModel(2.5, 30.0, 4.0)])
@@ -200,3 +248,56 @@ def test_bands_count_chance():
     assert rest.within_ratio > 0.9
     assert rest.excess < 0.05
     assert math.isclose(rest.removed_ratio, 1.0, abs_tol=0.1)
+
+
+# --- live ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Counting:
+    """Counts how often it is asked; invents from the frame `bad_from` on."""
+
+    asked: int = 0
+    amount: float = 0.0
+    name: str = "counting"
+
+    def restore(self, frame, noise=None):
+        self.asked += 1
+        if self.amount:
+            return Inventing(self.amount).restore(frame, noise)
+        return RadialWiener().restore(frame, noise)
+
+
+def frames_of(truth, count):
+    return [at_dose(truth[:128, :128], 30.0, seed)[0] for seed in range(count)]
+
+
+def test_live_the_twin_test_is_sampled_and_sticks_when_it_fails(truth):
+    inner = Counting()
+    live: LiveRestorer = GuardedLive(inner, twin_every_frames=4)
+    twins = []
+    for number, frame in enumerate(frames_of(truth, 12)):
+        inner.amount = 0.2 if number >= 8 else 0.0
+        answer = live.push(frame, COUNTS)
+        twins.append(live.verdict.twin is not None)
+        assert (answer.method == "radial_wiener") or number >= 8
+    assert twins == [True, False, False, False] * 2 + [True] * 4
+    assert "counting: " in answer.reason
+    assert live.effective_frames == 1.0
+    live.reset()
+    assert live.verdict is None
+
+
+def test_live_average_is_judged_by_the_frame_and_replaced_by_an_average(truth):
+    good = GuardedLive(RadialWiener(), recursion=RecursiveSettings(), twin_every_frames=16)
+    bad = GuardedLive(Counting(amount=0.3), recursion=RecursiveSettings())
+    for frame in frames_of(truth, 10):
+        shown, instead = good.push(frame, COUNTS), bad.push(frame, COUNTS)
+        assert good.verdict.passed, good.verdict.reason
+        assert not bad.verdict.passed
+    assert good.effective_frames > 8.0
+    assert good.name == "radial_wiener_recursive"
+    _, true = at_dose(truth[:128, :128], 30.0)
+    single = np.mean((RadialWiener().restore(frame, COUNTS).image - true) ** 2)
+    assert np.mean((shown.image - true) ** 2) < 0.5 * single
+    assert np.mean((instead.image - true) ** 2) < 0.5 * single

@@ -137,7 +137,7 @@ def test_an_atom_that_hops_is_seen_at_once_and_leaves_no_ghost(truth):
         image = live.push(exposed(hopped, number), COUNTS).image
     assert abs(contrast_at(image, *before, base)) < 0.15
     assert contrast_at(image, *after, base) > 0.7
-    assert live.effective_frames >= 16.0  # the rest of the frame knows nothing of it
+    assert live.effective_frames >= 12.0  # the rest of the frame knows nothing of it
 
 
 def test_a_false_doubt_is_forgotten(truth):
