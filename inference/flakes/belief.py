@@ -4,15 +4,16 @@ A likelihood knows the noise that it was told of. It does not know how often a c
 wrong, or that the errors of a whole photograph go together, so it is right more or less often than
 it says. How often, is counted on simulated photographs whose truth is known, and kept as a curve:
 what was said of the most probable layer number against how often that was right, never falling,
-through a few knots (isotonic regression: B. Zadrozny and C. Elkan, KDD 2002). There are two curves,
-for a nominal ladder and for a calibrated one; between them the calibration's confidence decides.
-The layer numbers keep their order.
+through a few knots (isotonic regression: B. Zadrozny and C. Elkan, KDD 2002). There are three
+curves: for a nominal ladder and for a calibrated one, between which the calibration's confidence
+decides, and for crystals as faint as hBN, whose rungs lie so close that any calibration explains
+any terrace: there a confident fit was hardly ever right. The layer numbers keep their order.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Final
 import numpy as np
 
 from inference.api import BadModel, FlakeAnswer
+from inference.flakes.ladder import Ladder
 
 Ranked = tuple[tuple[int, float], ...]  # (layers, probability), falling
 
@@ -30,8 +32,9 @@ KNOTS: Final = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.0)
 PHYSICS_FILE: Final = Path(__file__).with_name("physics_beliefs.json")
 """The physics' curves, written by `python -m inference.training.flake_beliefs`."""
 
-_KINDS: Final = ("nominal", "calibrated")
-_CALIBRATED: Final = 0.5  # a calibration's confidence from which its curve holds alone
+_KINDS: Final = ("nominal", "calibrated", "faint")
+_FAINT: Final = 0.06  # contrast of a monolayer, over the three channels
+_CALIBRATED: Final = 0.8  # a calibration's confidence from which its curve holds alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +59,20 @@ class Beliefs:
 
     nominal: Belief = Belief()
     calibrated: Belief = Belief()
+    faint: Belief = Belief()  # crystals, whatever the calibration
 
-    def applied(self, ranked: Ranked, confidence: float) -> Ranked:
+    def applied(self, ranked: Ranked, confidence: float, is_faint: bool = False) -> Ranked:
         """Layer probabilities as they should be said under a calibration of that confidence.
 
-        What the first one loses goes to the others in proportion, and to no layer number at all
-        where these would overtake it.
+        is_faint: the crystal is one of `faint_materials`. What the first one loses goes to the
+        others in proportion, and to no layer number at all where these would overtake it.
         """
         if not ranked:
             return ranked
         (layers, said), rest = ranked[0], ranked[1:]
         share = min(confidence / _CALIBRATED, 1.0)
-        first = self.nominal.mixed(self.calibrated, share).of(said)
+        belief = self.faint if is_faint else self.nominal.mixed(self.calibrated, share)
+        first = belief.of(said)
         others = max(1.0 - said, sum(p for _, p in rest))
         factor = (1.0 - first) / others if others > 0.0 else 0.0
         return ((layers, first), *((n, min(factor * p, first)) for n, p in rest))
@@ -76,7 +81,9 @@ class Beliefs:
         """By name, as a model's card keeps them."""
         return {
             _key(kind, knot): round(right, 4)
-            for kind, belief in zip(_KINDS, (self.nominal, self.calibrated), strict=True)
+            for kind, belief in zip(
+                _KINDS, (self.nominal, self.calibrated, self.faint), strict=True
+            )
             for knot, right in zip(KNOTS, belief.right, strict=True)
         }
 
@@ -107,11 +114,26 @@ def physics_beliefs() -> Beliefs:
         raise BadModel(f"{PHYSICS_FILE.name} is no file of beliefs: {error}") from error
 
 
-def believed(answer: FlakeAnswer, beliefs: Beliefs) -> FlakeAnswer:
-    """The same answer with layer probabilities as they should be said."""
-    confidence = answer.calibration.confidence
+def faint_materials(ladders: Iterable[Ladder]) -> frozenset[str]:
+    """Those whose monolayer is hardly to be seen."""
+    return frozenset(
+        steps.material for steps in ladders if float(np.linalg.norm(steps.at(1.0))) < _FAINT
+    )
+
+
+def believed(answer: FlakeAnswer, beliefs: Beliefs, ladders: Iterable[Ladder]) -> FlakeAnswer:
+    """The same answer with layer probabilities as they should be said.
+
+    ladders: that its layers were counted by.
+    """
+    faint, confidence = faint_materials(ladders), answer.calibration.confidence
     detections = tuple(
-        replace(d, layer_probabilities=beliefs.applied(d.layer_probabilities, confidence))
+        replace(
+            d,
+            layer_probabilities=beliefs.applied(
+                d.layer_probabilities, confidence, d.material in faint
+            ),
+        )
         for d in answer.detections
     )
     return replace(answer, detections=detections)

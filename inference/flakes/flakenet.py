@@ -190,13 +190,12 @@ class FlakeNetDetector:
     def view(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeView:
         """Find flakes, and say what the network thinks of the frame."""
         frame = self._physics.prepared(pixels, pixel_size_nm, bit_depth)
+        chosen = self._physics.wafer_of(frame)
         without = frame.background.reason or _without_colour(pixels, bit_depth)
         if without:
-            answer = _flagged(
-                believed(self._physics.detect_prepared(frame), physics_beliefs()), without
-            )
+            answer = self._physics.detect_prepared(frame)
+            answer = _flagged(believed(answer, physics_beliefs(), chosen.ladders), without)
             return FlakeView(answer, is_physics=True, oddity=math.inf, dirt_share=0.0)
-        chosen = self._physics.wafer_of(frame)
         calibration = chosen.wafer.calibration
         is_calibrated = calibration.confidence >= _CALIBRATED
         proposer = self._physics if is_calibrated else self._generous
@@ -210,7 +209,7 @@ class FlakeNetDetector:
         dirt_share = float(dirt.mean())
         if oddity > 0.0:
             answer = proposed if is_calibrated else self._physics.detect_prepared(frame)
-            answer = believed(answer, physics_beliefs())
+            answer = believed(answer, physics_beliefs(), chosen.ladders)
             answer = _flagged(answer, f"{UNKNOWN_TO_NETWORK}: physics only")
             return FlakeView(answer, is_physics=True, oddity=oddity, dirt_share=dirt_share)
         min_area_px = self._settings.min_area_um2 / (pixel_size_nm * 1e-3) ** 2
@@ -224,7 +223,7 @@ class FlakeNetDetector:
             found += judge.judged(theirs, posterior, steps)
             found += judge.judged(mine, posterior, steps)
         answer = replace(proposed, detections=tuple(_apart(found, is_calibrated)))
-        answer = believed(answer, self._beliefs)
+        answer = believed(answer, self._beliefs, chosen.ladders)
         return FlakeView(answer, is_physics=False, oddity=oddity, dirt_share=dirt_share)
 
     def _posterior(self, frame: PreparedFrame, steps: Ladder) -> Posterior:

@@ -310,8 +310,9 @@ class PhysicsDetector:
 
     def detect(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> FlakeAnswer:
         """Find flakes; raises BadImage for anything but (h, w, 3) uint8 or uint16."""
-        answer = self.detect_prepared(self.prepared(pixels, pixel_size_nm, bit_depth))
-        return believed(answer, physics_beliefs())
+        frame = self.prepared(pixels, pixel_size_nm, bit_depth)
+        ladders = self.wafer_of(frame).ladders
+        return believed(self.detect_prepared(frame), physics_beliefs(), ladders)
 
     def prepared(self, pixels: ImageRGB, pixel_size_nm: float, bit_depth: int = 8) -> PreparedFrame:
         """A photograph with its substrate, as this detector expects it. Raises BadImage."""

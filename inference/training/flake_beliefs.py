@@ -28,8 +28,7 @@ import numpy as np
 
 from inference.api import FlakeAnswer
 from inference.engine import card_path, load_card
-from inference.flakes.belief import KNOTS, PHYSICS_FILE, Belief, Beliefs
-from inference.flakes.calibration import SubstrateCalibration
+from inference.flakes.belief import KNOTS, PHYSICS_FILE, Belief, Beliefs, faint_materials
 from inference.flakes.flakenet import FlakeNetDetector
 from inference.flakes.labelled import LabelledFrame
 from inference.flakes.masks import cut_out
@@ -40,13 +39,12 @@ from inference.onnx_engine import OnnxEngine
 _LOG = logging.getLogger(__name__)
 _WEIGHTS: Final = Path(__file__).parent.parent / "weights" / "flakenet.onnx"
 _COUNTED_LAYERS: Final = 12
+_UNSURE: Final = 0.25  # below it the ladder is as good as nominal
+_ONE_PHOTOGRAPH: Final = 0.5  # share of calibrations that stand on one photograph
 _LEAST_GROUP: Final = 25  # sayings that are averaged before a curve is drawn through them
 _MOST_GROUPS: Final = 20
 _PRIOR: Final = 3.0  # sayings' worth of trust, in each group, in what was said
-_SURE: Final = 0.5  # a calibration's confidence from which its curve holds alone
-
-Look = Callable[[LabelledFrame, DetectorSettings, Sequence[SubstrateCalibration]], FlakeAnswer]
-Wafers = Sequence[SubstrateCalibration]
+_SURE: Final = 0.8  # a calibration's confidence from which its curve holds alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +54,12 @@ class Saying:
     said: float
     is_right: bool
     confidence: float  # of the calibration
+    is_faint: bool = False
 
 
-def sayings(frame: LabelledFrame, answer: FlakeAnswer) -> list[Saying]:
+def sayings(
+    frame: LabelledFrame, answer: FlakeAnswer, faint: frozenset[str] = frozenset()
+) -> list[Saying]:
     """Everything that an answer says of terraces that can be counted."""
     truths = [
         (cut_out(frame.instances == number), layers)
@@ -69,9 +70,11 @@ def sayings(frame: LabelledFrame, answer: FlakeAnswer) -> list[Saying]:
     ious = iou_matrix(claims, [instance for instance, _ in truths])
     found = []
     for match in match_by_iou(ious, [claim.score for claim in claims]):
-        layers, said = answer.detections[match.predicted].layer_probabilities[0]
+        one = answer.detections[match.predicted]
+        layers, said = one.layer_probabilities[0]
         is_right = layers == truths[match.true][1]
-        found.append(Saying(said, is_right, answer.calibration.confidence))
+        confidence = answer.calibration.confidence
+        found.append(Saying(said, is_right, confidence, one.material in faint))
     return found
 
 
@@ -107,11 +110,17 @@ def risen(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def fitted(found: Iterable[Saying]) -> Beliefs:
-    """One curve for nominal ladders, one for calibrated ones."""
+    """One curve for nominal ladders, one for calibrated ones, one for faint crystals.
+
+    A calibration that stands on a single photograph of a strange microscope is wrong as a whole in
+    one of seven, and does not know it; pooled ones of ordinary microscopes were right wherever they
+    were tried. Which of the two a user has is not known here: the middle is taken.
+    """
     kept = list(found)
-    sure = [one for one in kept if one.confidence >= _SURE]
-    nominal = [one for one in kept if one.confidence < 0.5 * _SURE]
-    return Beliefs(curve(nominal), curve(sure))
+    faint = [one for one in kept if one.is_faint]
+    sure = [one for one in kept if one.confidence >= _SURE and not one.is_faint]
+    nominal = [one for one in kept if one.confidence < _UNSURE and not one.is_faint]
+    return Beliefs(curve(nominal), Belief().mixed(curve(sure), _ONE_PHOTOGRAPH), curve(faint))
 
 
 def calibration_error(found: Sequence[Saying], bins: int = 10) -> float:
@@ -126,7 +135,8 @@ def calibration_error(found: Sequence[Saying], bins: int = 10) -> float:
 def corrected(found: Sequence[Saying], beliefs: Beliefs) -> list[Saying]:
     """What would have been said with these curves."""
     return [
-        replace(one, said=beliefs.applied(((1, one.said),), one.confidence)[0][1]) for one in found
+        replace(one, said=beliefs.applied(((1, one.said),), one.confidence, one.is_faint)[0][1])
+        for one in found
     ]
 
 
@@ -146,10 +156,12 @@ def refit(
         for wafers in (None, own):
             physics = PhysicsDetector(settings, wafers)
             both = FlakeNetDetector(engine, settings, wafers, beliefs=Beliefs())
-            answers = physics.detect_prepared(physics.prepared(*shown)), both.detect(*shown)
+            prepared = physics.prepared(*shown)
+            faint = faint_materials(physics.wafer_of(prepared).ladders)
+            answers = physics.detect_prepared(prepared), both.detect(*shown)
             for kept, answer in zip(heard, answers, strict=True):
                 if answer.in_distribution:
-                    kept += sayings(frame, answer)
+                    kept += sayings(frame, answer, faint)
         report(f"{done} photographs, {len(heard[0])} and {len(heard[1])} terraces")
     found = fitted(heard[0]), fitted(heard[1])
     for name, kept, beliefs in zip(("physics", "network"), heard, found, strict=True):

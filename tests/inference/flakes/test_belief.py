@@ -14,6 +14,7 @@ from inference.flakes.belief import (
     Beliefs,
     beliefs_in,
     believed,
+    faint_materials,
     physics_beliefs,
 )
 from inference.flakes.calibration import nominal_calibration
@@ -43,11 +44,20 @@ def test_nothing_fitted_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("confidence", "first"), [(0.0, 0.45), (0.25, 0.675), (0.5, 0.9), (1.0, 0.9)]
+    ("confidence", "first"), [(0.0, 0.45), (0.4, 0.675), (0.8, 0.9), (1.0, 0.9)]
 )
 def test_the_calibrations_confidence_decides_between_the_curves(confidence, first):
     found = Beliefs(nominal=MODEST).applied(RANKED, confidence)
     assert found[0] == (2, pytest.approx(first))
+
+
+def test_faint_crystals_have_a_curve_of_their_own():
+    calibration = nominal_calibration(90.0)
+    ladders = [ladder(key, calibration, Optics()) for key in ("graphene", "hbn", "mos2")]
+    assert faint_materials(ladders) == {"hbn"}
+    beliefs = Beliefs(faint=MODEST)
+    assert beliefs.applied(RANKED, 1.0)[0] == (2, pytest.approx(0.9))
+    assert beliefs.applied(RANKED, 1.0, True)[0] == (2, pytest.approx(0.45))
 
 
 def test_what_the_first_loses_goes_to_the_others():
@@ -106,7 +116,7 @@ def test_a_broken_file_is_named(tmp_path, monkeypatch, text):
 def test_an_answer_keeps_everything_else(a_photograph):
     detector = PhysicsDetector(DetectorSettings())
     answer = detector.detect_prepared(detector.prepared(a_photograph, 384.0))
-    found = believed(answer, Beliefs(MODEST, MODEST))
+    found = believed(answer, Beliefs(MODEST, MODEST), [])
     assert len(found.detections) == len(answer.detections) > 0
     for one, two in zip(answer.detections, found.detections, strict=True):
         assert one.layers == two.layers == two.layer_probabilities[0][0]
