@@ -43,7 +43,7 @@ MULTIPLE_PX: Final = 16  # both sides of what goes in; a network's coarsest plac
 
 _MARGIN_PX: Final = 32
 _TAPER_PX: Final = 16  # of the pilot's edges, before its power is taken
-_ROUNDS: Final = ((640, 3), (1_280, 2))  # (shorter side up to, times the margin is filled); then 1
+_ROUNDS: Final = ((384, 3), (1_280, 2))  # (shorter side up to, times the margin is filled); then 1
 _EDGE_PX: Final = 8.0  # how far the estimate is worse for having neighbours on one side only,
 _EDGE_RATIO: Final = 0.5  # and by how much at the very edge
 _POWER_PX: Final = 3  # coefficients that the pilot's power is averaged over, either way
