@@ -24,6 +24,9 @@ import numpy.typing as npt
 from controller.figures import Row
 from inference.figures import wilson_ci95
 from inference.restore.api import Grey, Restorer
+from inference.restore.colour import WHITE, noise_colour
+from inference.restore.features import Feature, features, llr_of_chance
+from inference.restore.noise import estimate_noise
 from inference.restore.recursive import Recursive
 from inference.restore.scores import psnr_db
 from simulator.atoms import Sample, SampleSettings
@@ -254,3 +257,77 @@ def _rows(runs: Sequence[_Outcome], label: str, *, is_barred: bool) -> list[Row]
             note=f"CPU time over frame by frame, noise estimated in both, {_SIDE_PX} px a side",
         ),
     ]
+
+
+# --- features --------------------------------------------------------------------------------
+
+_ATOM_PX: Final = 2.2  # one standard deviation of an atom's image here
+_FALSE_AREA_A2: Final = 1e5
+_ASKED_FALSE: Final = 0.5  # in that area; half of the bar
+
+
+def feature_rows(restorers: Sequence[Restorer], *, quick: bool, seed: int) -> list[Row]:
+    """False atoms on frames of noise alone, and adatoms on graphene that are found."""
+    rows = []
+    side_px = 1_024
+    frame_a2 = (side_px * 10.0 * _PIXEL_NM) ** 2
+    frames = math.ceil((0.4 if quick else 2.0) * _FALSE_AREA_A2 / frame_a2)
+    least = llr_of_chance(_FALSE_AREA_A2 / (10.0 * _PIXEL_NM) ** 2, _ATOM_PX, _ASKED_FALSE)
+    for restorer in restorers:
+        false = drawn = 0
+        for number in range(frames):
+            settings = TemSettings(
+                seed=seed + number,
+                height_px=side_px,
+                width_px=side_px,
+                pixel_size_nm=_PIXEL_NM,
+                dose_e_per_a2=(1e3, 1e4)[number % 2],
+                sample=SampleSettings(kind="vacuum"),
+            )
+            frame = Tem(settings).expose(settings.lens.scherzer_um).noisy_e
+            found = _found(frame, restorer, least)
+            false += sum(one.is_supported for one in found)
+            drawn += len(found)
+        rate = false / (frames * frame_a2 / _FALSE_AREA_A2)
+        rows.append(
+            Row(
+                f"false_atoms_per_1e5_a2_{restorer.name}",
+                rate,
+                bar=1.0,
+                better="lower",
+                n=frames,
+                note=f"noise alone, 1e3 and 1e4 e/A2; {drawn} spots drawn by the restorer were "
+                f"asked about, least log-likelihood ratio {least:.1f}",
+            )
+        )
+        for adatom in ("Si", "Au"):
+            hits = total = 0
+            for i in range(1 if quick else 5):
+                shot = _Scene(1e3, seed + i, adatom).shot(0)
+                found = _found(shot.noisy_e, restorer, least)
+                places = np.array([(one.x_px, one.y_px) for one in found if one.is_supported])
+                for defect in shot.defects:
+                    x = _SIDE_PX / 2 - 0.5 + defect.x_nm / _PIXEL_NM
+                    y = _SIDE_PX / 2 - 0.5 - defect.y_nm / _PIXEL_NM
+                    if min(x, y) < 16 or max(x, y) > _SIDE_PX - 17:
+                        continue
+                    total += 1
+                    gaps = np.hypot(*(places - (x, y)).T) if len(places) else np.array([np.inf])
+                    hits += bool(gaps.min() < 3.0)
+            rows.append(
+                Row(
+                    f"adatom_recall_{adatom}_1000e_{restorer.name}",
+                    hits / max(total, 1),
+                    n=total,
+                    ci95=wilson_ci95(hits, total),
+                    note="a supported spot within 3 px in one frame, at that rate of false ones",
+                )
+            )
+    return rows
+
+
+def _found(frame: Grey, restorer: Restorer, least_llr: float) -> tuple[Feature, ...]:
+    noise = estimate_noise(frame)
+    colour = noise_colour(frame, noise) or WHITE
+    image = restorer.restore(frame, noise).image
+    return features(frame, image, noise, _ATOM_PX, least_llr=least_llr, colour=colour)
