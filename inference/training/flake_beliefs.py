@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 _WEIGHTS: Final = Path(__file__).parent.parent / "weights" / "flakenet.onnx"
 _COUNTED_LAYERS: Final = 12
 _UNSURE: Final = 0.25  # below it the ladder is as good as nominal
-_ONE_PHOTOGRAPH: Final = 0.5  # share of calibrations that stand on one photograph
+_ONE_PHOTOGRAPH: Final = 0.25  # share of calibrations that stand on one photograph
 _LEAST_GROUP: Final = 25  # sayings that are averaged before a curve is drawn through them
 _MOST_GROUPS: Final = 20
 _PRIOR: Final = 3.0  # sayings' worth of trust, in each group, in what was said
@@ -114,7 +114,7 @@ def fitted(found: Iterable[Saying]) -> Beliefs:
 
     A calibration that stands on a single photograph of a strange microscope is wrong as a whole in
     one of seven, and does not know it; pooled ones of ordinary microscopes were right wherever they
-    were tried. Which of the two a user has is not known here: the middle is taken.
+    were tried (right 1.00 where .98 was said). Which of the two a user has is not known here.
     """
     kept = list(found)
     faint = [one for one in kept if one.is_faint]

@@ -10,10 +10,12 @@ import pytest
 import inference.flakes.flakenet as flakenet
 from inference.api import BadImage, BadModel, Calibration
 from inference.engine import Card, Tensor, load_card
+from inference.flakes.belief import physics_beliefs
 from inference.flakes.calibration import SubstrateCalibration, nominal_calibration
 from inference.flakes.evidence import CLASSES, PLANES
 from inference.flakes.flakenet import FlakeNetDetector, detector_that_leads
 from inference.flakes.ladder import Optics, ladder
+from inference.flakes.microscope import Microscope, save_microscope
 from inference.flakes.physics_detector import DetectorSettings, PhysicsDetector
 from inference.flakes.proposals import decoded
 from inference.onnx_engine import OnnxEngine
@@ -138,11 +140,13 @@ def test_a_calibrated_ladder_leads():
     image = painted(SQUARES)
     sure = Calibration(90.0, (1.0, 1.0, 1.0), 0.9, "fitted")
     alone = PhysicsDetector(SETTINGS, sure).detect(image, PIXEL_NM).detections
-    joint = FlakeNetDetector(ByEvidence(), SETTINGS, sure).detect(image, PIXEL_NM).detections
+    detector = FlakeNetDetector(ByEvidence(), SETTINGS, sure, beliefs=physics_beliefs())
+    joint = detector.detect(image, PIXEL_NM).detections
     assert len(joint) == len(alone)
     for one, two in zip(alone, joint, strict=True):
         assert np.array_equal(one.mask, two.mask)
         assert one.layer_probabilities == two.layer_probabilities
+        assert (one.source, two.source) == ("", "physics")
         assert 0.3 * one.score <= two.score <= one.score
 
 
@@ -158,6 +162,24 @@ def test_the_physics_leads_where_every_calibration_holds(confidences, leads):
     assert isinstance(detector_that_leads(engine, DetectorSettings(), wafers), leads)
     one = detector_that_leads(engine, DetectorSettings(), fits[0] if fits else None)
     assert isinstance(one, PhysicsDetector if fits else FlakeNetDetector)
+
+
+def test_a_saved_microscope_is_read_as_the_physics_reads_it(tmp_path):
+    """Its wafers by the substrate's colour; what looks like none of them, by the nominal oxide."""
+    image = painted(SQUARES)
+    fit = Calibration(90.0, (1.0, 1.0, 1.0), 0.9, "fitted")
+    wafer = SubstrateCalibration((150.0, 120.0, 140.0), fit)
+    path = tmp_path / "microscope.json"
+    save_microscope(path, Microscope(wafers=(wafer,)))
+    saved = SETTINGS.model_copy(update={"calibration": str(path)})
+    detector = FlakeNetDetector(ByEvidence(), saved)
+    assert isinstance(detector_that_leads(ByEvidence(), saved), FlakeNetDetector)
+    assert detector.detect(image, PIXEL_NM).calibration.confidence == 0.9
+    other = image.copy()
+    other[..., 0] //= 2
+    answer = detector.detect(other, PIXEL_NM)
+    assert answer.calibration.confidence == 0.0
+    assert answer.in_distribution
 
 
 def test_dirt_is_no_flake():
@@ -192,6 +214,7 @@ def test_the_networks_own_regions_are_found():
     assert PhysicsDetector(SETTINGS).detect(faint, PIXEL_NM).detections == ()
     (found,) = FlakeNetDetector(SeesIt(), SETTINGS).detect(faint, PIXEL_NM).detections
     assert found.layers == 1
+    assert found.source == "network"
     assert found.centroid_x_px == pytest.approx(193.5, abs=2.5)
     assert found.centroid_y_px == pytest.approx(163.5, abs=2.5)
     assert found.mask.shape == pytest.approx((88, 88), abs=5)

@@ -52,7 +52,7 @@ def test_it_holds_on_other_sayings():
 def test_each_kind_of_ladder_has_its_own():
     sure = [Saying(0.9, True, 1.0)] * 400
     beliefs = fitted([*sure, *too_sure(2_000)])
-    assert 0.92 < beliefs.calibrated.of(0.9) < 0.97  # the middle
+    assert 0.91 < beliefs.calibrated.of(0.9) < 0.95  # a quarter of it
     assert beliefs.nominal.of(0.9) < 0.7
     assert fitted([]) == Beliefs()
 
