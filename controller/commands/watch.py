@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import cv2
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -23,7 +22,7 @@ from controller.restoring.movie import MovieWriter
 from controller.restoring.page import page
 from controller.restoring.session import Until, WatchSession
 from controller.restoring.stage import LiveView
-from controller.restoring.strip import strip
+from controller.restoring.strip import png, strip
 from controller.settings import Settings, load_toml, validated
 from drivers.errors import DriverError
 
@@ -118,8 +117,7 @@ def _conclude(run: rundir.RunDir, setup: _SetUp, log: WatchLog, console: Console
     figures = figures_of(log)
     views = log.moments.spread(_STRIP_MOMENTS)
     if views:
-        data = cv2.imencode(".png", strip(views, log.began_s)[..., ::-1])[1]
-        rundir.write_atomically(run.path / "strip.png", data.tobytes())
+        rundir.write_atomically(run.path / "strip.png", png(strip(views, log.began_s)))
     restored = f"restored by {setup.method}" if setup.method else "raw frames only"
     lead = f"{setup.instrument}, {setup.config}; {restored}; began {run.marker.created_at_utc}"
     text = page(f"{log.exposed_frames} frames of {setup.instrument}", lead, log, figures, _FILES)

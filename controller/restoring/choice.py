@@ -14,8 +14,8 @@ from controller.restoring.frames import EachAlone, RestorerChoice
 from inference.api import NoEngine
 from inference.restore.api import LiveRestorer, Restorer
 from inference.restore.classical import Gaussian, LocalWiener, NonLocalMeans, RadialWiener
-from inference.restore.guard import BestClassical, Guarded
-from inference.restore.recursive import Recursive
+from inference.restore.guard import BestClassical, GuardedLive
+from inference.restore.recursive import Recursive, RecursiveSettings
 
 Method: TypeAlias = Literal[
     "auto", "live", "quality", "radial_wiener", "local_wiener", "nlm", "gaussian"
@@ -42,29 +42,29 @@ def restorer_choice(
 
     Raises NoEngine where a network was asked for by name and is not here, BadModel.
     """
-    restorer, expected = restorer_of(method, open_network, twin_test_every_frames)
-
-    def make() -> LiveRestorer:
-        return Recursive(restorer) if recursive else EachAlone(restorer)
-
-    return RestorerChoice(restorer.name, make, expected)
-
-
-def restorer_of(
-    method: Method, open_network: OpenNetwork, twin_test_every_frames: int = 1
-) -> tuple[Restorer, frozenset[str]]:
-    """A restorer for single frames, and the methods it makes when all is well."""
-    if method in _CLASSICAL:
-        filter_ = _CLASSICAL[method]()
-        return filter_, frozenset({filter_.name})
-    network = open_network("quality" if method == "quality" else "live")
+    network = None
+    if method not in _CLASSICAL:
+        network = open_network("quality" if method == "quality" else "live")
     if network is not None:
-        return Guarded(network), frozenset({network.name})
-    if method != "auto":
+        made_by = network  # narrowed for the function below
+        recursion = RecursiveSettings() if recursive else None
+
+        def guarded() -> LiveRestorer:
+            return GuardedLive(
+                made_by, recursion=recursion, twin_every_frames=twin_test_every_frames
+            )
+
+        return RestorerChoice(network.name, guarded, frozenset({network.name}))
+    if method in ("live", "quality"):
         message = (
             f'the network "{method}" is not in inference/weights; scopeloop train restore makes '
             "it, and method auto does without"
         )
         raise NoEngine(message)
-    best = BestClassical()
-    return best, frozenset(one.name for one in best.restorers)
+    restorer = _CLASSICAL.get(method, BestClassical)()
+    expected = {one.name for one in BestClassical().restorers} if method == "auto" else set()
+
+    def make() -> LiveRestorer:
+        return Recursive(restorer) if recursive else EachAlone(restorer)
+
+    return RestorerChoice(restorer.name, make, frozenset({restorer.name, *expected}))

@@ -16,13 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
-import cv2
-import numpy as np
 import numpy.typing as npt
 
 from controller.restoring.log import Point, WatchLog
 from controller.restoring.stage import LiveView
-from controller.restoring.strip import tile
+from controller.restoring.strip import png, tile
 from controller.search.report.figures import nice_length
 
 _LARGE_PX: Final = 512
@@ -129,9 +127,7 @@ def _moments(views: Sequence[LiveView], began_s: float) -> str:
 def _picture(pixels: npt.NDArray[Any], view: LiveView, side_px: int = 0) -> str:
     """A PNG data URI: JPEG would smooth what noise is left."""
     pixel_nm = view.frame.pixel_size_nm
-    shown = tile(pixels, pixel_nm, side_px) if side_px else tile(pixels, pixel_nm)
-    grey = shown[..., 0] if np.ptp(shown, axis=2).max() == 0 else shown[..., ::-1]
-    data = cv2.imencode(".png", grey)[1].tobytes()
+    data = png(tile(pixels, pixel_nm, side_px) if side_px else tile(pixels, pixel_nm))
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
 
 

@@ -8,6 +8,8 @@ the noise is far wider than the picture in it.
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -20,15 +22,17 @@ from controller.search.report.figures import nice_length
 
 Rgb = npt.NDArray[np.uint8]  # (h, w, 3)
 
-TILE_PX: Final = 288
+TILE_PX: Final = 272
 _CAPTION_PX: Final = 42
 _GAP_PX: Final = 6
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 _INK: Final = (236, 236, 236)
-_SOFT: Final = (150, 158, 168)
+_SOFT: Final = (158, 158, 158)
 _WARN: Final = (246, 196, 84)
 _GROUND: Final = 22
 _FALSE_GREY: Final = (0.5, 99.5)  # percentiles that become black and white
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_NOISE_LEVELS: Final = 32  # of raw tiles: noise fills a file, and nobody sees more of them in it
 
 
 def strip(views: Sequence[LiveView], began_s: float) -> Rgb:
@@ -40,7 +44,7 @@ def strip(views: Sequence[LiveView], began_s: float) -> Rgb:
         left = _GAP_PX + at * pitch_x
         at_s = view.frame.exposed_until_s - began_s
         head = f"frame {view.frame.number}, {at_s:.2f} s"
-        raw = tile(view.frame.pixels, view.frame.pixel_size_nm)
+        raw = coarse(tile(view.frame.pixels, view.frame.pixel_size_nm), _NOISE_LEVELS)
         _put(sheet, left, _GAP_PX, ("raw", head), raw, _INK)
         restored, words = view.restored, described(view)
         if restored is None:
@@ -52,6 +56,31 @@ def strip(views: Sequence[LiveView], began_s: float) -> Rgb:
         head = f"computed: {restored.method}"
         _put(sheet, left, _GAP_PX + pitch_y, (head, words), computed, colour)
     return sheet
+
+
+def png(picture: Rgb) -> bytes:
+    """As a PNG, in grey where there is no colour; unfiltered, as filters spread noise wider.
+
+    Source: PNG specification, 3rd ed., sections 5.2 and 9.
+    """
+    has_colour = bool((picture != picture[..., :1]).any())
+    shown = picture if has_colour else picture[..., :1]
+    h_px, w_px = shown.shape[:2]
+    rows = np.zeros((h_px, 1 + shown[0].size), dtype=np.uint8)  # each begins with its filter, none
+    rows[:, 1:] = shown.reshape(h_px, -1)
+    head = struct.pack(">IIBBBBB", w_px, h_px, 8, 2 if has_colour else 0, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    return _PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def coarse(picture: Rgb, levels: int) -> Rgb:
+    """In so many levels a colour, black and white among them."""
+    step = 255.0 / (levels - 1)
+    table = np.rint(np.rint(np.arange(256) / step) * step).astype(np.uint8)
+    return np.asarray(table[picture], dtype=np.uint8)
 
 
 def described(view: LiveView) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from controller import cli
+from controller import app, cli
 from controller.errors import BadSettings
 from controller.image_files.reading import open_images
 from inference.api import BadImage, NoEngine
@@ -32,6 +32,19 @@ def write(path, image):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_weights(request, monkeypatch):
+    """The filters alone, whatever was trained; a test that wants networks says so."""
+    if "with_networks" not in request.fixturenames:
+        monkeypatch.setattr("controller.app.models", tuple)
+
+
+@pytest.fixture
+def with_networks():
+    if not any(model.stem.startswith("denoise_live") for model in app.models()):
+        pytest.skip("no weights of the live network; scopeloop train restore makes them")
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +168,17 @@ def test_a_still_scene_is_averaged(tmp_path):
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_a_network_that_is_not_here_is_said(tmp_path, noisy, monkeypatch):
-    monkeypatch.setattr("controller.app.models", tuple)
+@pytest.mark.usefixtures("with_networks")
+@pytest.mark.parametrize("method", ["auto", "live"])
+def test_the_network_where_its_weights_are(tmp_path, clean, noisy, method):
+    given = write(tmp_path / "a.png", noisy)
+    status, said = called("denoise", given, "--out", tmp_path / "b.png", "--method", method)
+    assert status == 0
+    assert "network_live" in said
+    assert error_rms(read_pixels(tmp_path / "b.png"), clean) < 0.3 * error_rms(noisy, clean)
+
+
+def test_a_network_that_is_not_here_is_said(tmp_path, noisy):
     given = write(tmp_path / "a.png", noisy)
     with pytest.raises(NoEngine, match="scopeloop train restore"):
         called("denoise", given, "--out", tmp_path / "b.png", "--method", "quality")

@@ -29,6 +29,12 @@ def called(config, out, *words):
     return result.exit_code, result.output
 
 
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+    """The filters alone, whatever was trained."""
+    monkeypatch.setattr("controller.app.models", tuple)
+
+
 @pytest.mark.parametrize("config", list(SMALL))
 def test_a_session(tmp_path, config):
     status, said = called(config, tmp_path, "--frames", 4)
@@ -52,8 +58,7 @@ def test_raw_frames_only(tmp_path):
     assert "raw frames only" in (folder / "watch.html").read_text(encoding="utf-8")
 
 
-def test_the_network_must_be_there_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr("controller.app.models", tuple)
+def test_the_network_must_be_there_before_anything_starts(tmp_path):
     with pytest.raises(NoEngine, match="method auto does without"):
         called("simulated_sem", tmp_path, "--set", "restore.method=quality")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from controller.restoring.choice import restorer_choice, restorer_of
+from controller.restoring.choice import restorer_choice
 from controller.restoring.frames import EachAlone, FrameRestorer
 from inference.api import BadImage, NoEngine
 from inference.restore.api import Restored
@@ -104,7 +104,7 @@ def test_auto_without_weights_is_the_best_classical():
 @pytest.mark.parametrize("word", ["live", "quality"])
 def test_a_network_without_weights_is_refused(word):
     with pytest.raises(NoEngine, match=f'"{word}".*scopeloop train restore'):
-        restorer_of(word, lambda _: None)
+        restorer_choice(word, recursive=False, open_network=lambda _: None)
 
 
 @pytest.mark.parametrize(

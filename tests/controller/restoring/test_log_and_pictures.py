@@ -14,7 +14,7 @@ from controller.record.rundir import BadRecord, DiskFull
 from controller.restoring.log import Curve, Point, Thinned, WatchLog, dose_e_per_a2
 from controller.restoring.movie import MovieWriter
 from controller.restoring.page import page
-from controller.restoring.strip import TILE_PX, fitted, length_words, strip, tile
+from controller.restoring.strip import TILE_PX, coarse, fitted, length_words, png, strip, tile
 
 # --- figures ----------------------------------------------------------------------------------
 
@@ -146,6 +146,17 @@ def test_the_strip(make_view):
     assert sheet.shape[0] >= 2 * TILE_PX
 
 
+def test_a_picture_without_colour_is_a_small_file():
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 1)).astype(np.uint8).repeat(3, 2)
+    grey = png(noise)
+    back = cv2.imdecode(np.frombuffer(grey, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(back, noise[..., 0])
+    assert len(png(coarse(noise, 32))) < 0.75 * len(grey)
+    noise[0, 0] = 10, 20, 30
+    back = cv2.imdecode(np.frombuffer(png(noise), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(back, noise[..., ::-1])
+
+
 def test_words_stay_in_their_tile():
     long = "computed: " + "a_very_long_name " * 8
     said = fitted(long, 0.5, TILE_PX)
@@ -169,7 +180,7 @@ def test_the_bar_follows_the_magnification():
     """Small frames are shown larger, by a whole number, and so is the bar."""
     small = tile(np.full((96, 96), 90, np.uint8), 3.0)
     bar_px = int(np.argmin(small[-12, 12:, 0] == 255))
-    assert bar_px * 1.0 == pytest.approx(50.0, abs=1.0)
+    assert bar_px * 1.5 == pytest.approx(100.0, abs=1.0)
 
 
 def test_a_tile_shows_the_middle_pixel_by_pixel():
