@@ -137,7 +137,9 @@ def _outcome(scene: _Scene, restorer: Restorer) -> _Outcome:
         begun_s = time.process_time()
         answer = live.push(shot.noisy_e)
         middle_s = time.process_time()
-        single = restorer.restore(shot.noisy_e)
+        # The same noise for both: the gain is that of averaging. Its estimate is timed apart.
+        estimate_noise(shot.noisy_e)
+        single = restorer.restore(shot.noisy_e, live.noise)
         spent_s += middle_s - begun_s, time.process_time() - middle_s
         if frame < _STILL_FRAMES:
             drifts.append(float(np.hypot(*(live.drift_px - scene.drift_px(frame)))))

@@ -10,7 +10,7 @@ apart in one frame. Medians over places, as texture is in some of them only.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,7 @@ from inference.restore.api import Frame, Grey, NoiseModel, grey_of
 from inference.restore.classical import cosine_transform, inverse_cosine_transform
 
 _SIDE_PX: Final = 8
+_GRID: Final = 32
 _MOST_PLACES: Final = 8_192
 _LEAST_PLACES: Final = 48
 _KEPT_RATIO: Final = 0.2
@@ -42,6 +43,22 @@ class Colour:
         fx = np.arange(width, dtype=np.float32)[None, :] / np.float32(2 * width)
         fall = 1.0 + self.across_px2 * fx**2 + self.down_px2 * fy**2
         return np.asarray(self.scale / fall, dtype=np.float32)
+
+    def for_filters(self, noise: NoiseModel) -> NoiseModel:
+        """White noise as strong as this is at the frequencies that samples are seen at.
+
+        For restorers, which know of white noise only: told of the highest frequencies' power, they
+        would take what is more at low ones for the sample.
+        """
+        more = float(self.power(_GRID, _GRID)[: _GRID // 2, : _GRID // 2].mean())
+        if more <= 1.0:
+            return noise
+        return replace(
+            noise,
+            gain_dn=more * noise.gain_dn,
+            gain_sigma_dn=more * noise.gain_sigma_dn,
+            read_noise_dn=math.sqrt(more) * noise.read_noise_dn,
+        )
 
 
 WHITE: Final = Colour(0.0, 0.0, 1.0)
@@ -89,6 +106,18 @@ def noise_colour(frame: Frame, noise: NoiseModel) -> Colour | None:
     if misfit > math.hypot(chance, _MOST_MISFIT) or 1.0 + 0.25 * (across + down) > _MOST_RATIO:
         return None
     return Colour(across, down, 1.0 / float(shape[order[told] >= 8].mean()))
+
+
+def mixed(known: Colour | None, newest: Colour | None, share: float) -> Colour | None:
+    """What is known of a stream's colour after one more estimate, of which `share` is taken."""
+    if known is None or newest is None:
+        return known or newest
+    rest = 1.0 - share
+    return Colour(
+        rest * known.across_px2 + share * newest.across_px2,
+        rest * known.down_px2 + share * newest.down_px2,
+        rest * known.scale + share * newest.scale,
+    )
 
 
 def coloured(white: Grey, colour: Colour) -> Grey:

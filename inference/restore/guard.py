@@ -37,7 +37,7 @@ from inference.restore.classical import (
     inverse_cosine_transform,
     ring_power,
 )
-from inference.restore.colour import WHITE, Colour, coloured, noise_colour
+from inference.restore.colour import WHITE, Colour, coloured, mixed, noise_colour
 from inference.restore.noise import estimate_noise
 from inference.restore.recursive import Recursive, RecursiveSettings
 
@@ -49,6 +49,9 @@ LEAST_SLOPE: Final = 0.5  # of added detail that the judging half confirms; 1: a
 SAID_RATIO: Final = 1.5  # of the variance said, that unconfirmed detail may have
 LEAST_DETAIL_RATIO: Final = 0.02  # added power over the noise's, below which there's no detail
 
+_NOISE_EVERY_FRAMES: Final = 8
+_NEWEST: Final = 0.2  # share of the newest estimate of a stream's colour
+_COLOUR_TOLERANCE: Final = 0.1  # of a band's power, as a fitted colour has it
 _DEVIATES: Final = 3.5  # chance is allowed this many standard deviations
 _STREAM: Final = 20_077  # a stream of random numbers of our own, whatever seeded the frame
 _WHOLE: Final = 1e-3  # of an electron
@@ -187,6 +190,7 @@ def twin_test(
 ) -> Twin:
     """Restore one half of the counts and let the other half judge."""
     first, second, halves = thinned(frame, noise, np.random.default_rng((_STREAM, seed)), colour)
+    halves = colour.for_filters(halves)
     simple = RadialWiener().restore(first, halves)
     plain = simple.image
     answer = restorer.restore(first, halves)
@@ -259,20 +263,24 @@ def judge(
     noise: NoiseModel,
     restorer: Restorer | None = None,
     seed: int = 0,
+    colour: Colour | None = None,
 ) -> Verdict:
     """Whether a restored frame may be believed.
 
     restorer: the one that made it, for the twin test; None to leave that out, as it costs another
-    restoration.
+    restoration. colour: of the noise; None for white, or for looking where the model isn't sure.
     """
-    colour = WHITE
-    if not noise.in_distribution:
+    if colour is None and noise.in_distribution:
+        colour = WHITE
+    elif colour is None:
         told = noise_colour(frame, noise)
         if told is None:
             return Verdict(False, f"cannot be checked: {noise.reason}", None, None)
         colour = told
     # What the noise is to blame for is not held against the restorer where its colour is known.
-    if not restored.in_distribution and (noise.in_distribution or restored.reason != noise.reason):
+    if not restored.in_distribution and (
+        noise.in_distribution or noise.reason not in restored.reason
+    ):
         return Verdict(False, restored.reason or "not in distribution", None, None)
     if not np.isfinite(restored.image).all():
         return Verdict(False, "holds values that are not finite numbers", None, None)
@@ -280,6 +288,7 @@ def judge(
     twin = None if restorer is None else twin_test(frame, restorer, noise, seed, colour)
     # A noise model that is off by some per cent raises every band alike.
     tolerance = BAND_TOLERANCE + 3.0 * noise.variance_sigma_ratio
+    tolerance += 0.0 if colour == WHITE else _COLOUR_TOLERANCE
     chance = _DEVIATES / math.sqrt(frame.size)
     reason = ""
     if rest.excess > tolerance:
@@ -392,26 +401,46 @@ class GuardedLive:
         self._verdict: Verdict | None = None
         self._frames = 0.0
         self._untested_frames = self._twin_every_frames - 1
+        self._noise: NoiseModel | None = None
+        self._colour: Colour | None = None
+        self._noise_age_frames = 0
+        self._colours = 0
 
     def push(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """Take in one frame, restore, judge, and fall back where the judgement is against it."""
+        model, colour = self._noise_of(frame, noise)
+        shown = model if colour is None else colour.for_filters(model)
         if self._live is None:
-            model = noise or estimate_noise(frame)
-            answer = self._inner.restore(frame, model)
+            answer = self._inner.restore(frame, shown)
         else:
-            answer = self._live.push(frame, noise)
-            model = self._live.noise or estimate_noise(frame)
+            answer = self._live.push(frame, shown)
         self._frames = 1.0
         self._untested_frames += 1
         is_due = 0 < self._twin_every_frames <= self._untested_frames
-        verdict = judge(frame, answer, model, self._inner if is_due else None)
+        verdict = judge(frame, answer, model, self._inner if is_due else None, colour=colour)
         if verdict.twin is not None and not verdict.is_twin_failed:
             self._untested_frames = 0
         self._verdict = verdict
         if verdict.passed:
             return answer
         if self._live is None:
-            instead = self._fallback.restore(frame, model)
+            instead = self._fallback.restore(frame, shown)
         else:
             instead = self._live.restored_by(self._fallback)
         return replace(instead, reason=f"{self._inner.name}: {verdict.reason}")
+
+    def _noise_of(self, frame: Frame, noise: NoiseModel | None) -> tuple[NoiseModel, Colour | None]:
+        """Noise and its colour are a detector's: they are not estimated on each frame."""
+        is_old = self._noise is None or self._noise_age_frames >= _NOISE_EVERY_FRAMES
+        model = noise or (estimate_noise(frame) if is_old else self._noise)
+        if model is None:  # never: an old one is estimated
+            model = estimate_noise(frame)
+        if is_old:
+            self._colours += 1
+            self._colour = mixed(
+                self._colour, noise_colour(frame, model), max(1.0 / self._colours, _NEWEST)
+            )
+            self._noise_age_frames = 0
+        self._noise_age_frames += 1
+        self._noise = model
+        return model, self._colour
