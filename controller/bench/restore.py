@@ -14,6 +14,7 @@ power, coefficient by coefficient: no filter of its kind can do better.
 - guard: what the networks' sigma covers; what was taken away, band by band; frames without anything
   in them.
 - speed: wall-clock, one run after the other in this process.
+- video, features, views: `restore_video` and `restore_views`.
 
 VST+BM3D is measured where the package `bm3d` happens to be (its licence is not for everyone); else
 its figures on these very frames are quoted, from bm3d 4.0.3 by this bench.
@@ -39,7 +40,7 @@ from controller import app
 from controller.bench import Report, restore_views
 from controller.bench.flakes_baselines.photographs import data_folder
 from controller.bench.numbers import load, share_row
-from controller.bench.restore_video import video_rows
+from controller.bench.restore_video import feature_rows, video_rows
 from controller.errors import BadSettings
 from controller.figures import Row
 from inference.api import ModelError
@@ -84,6 +85,7 @@ _PARTS: Final = (
     "guard",
     "speed",
     "video",
+    "features",
     "views",
 )
 _RIVAL: Final = "vst_bm3d"
@@ -146,6 +148,7 @@ def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
         "guard": lambda: guard_rows(networks, 2 if quick else 8, seed),
         "speed": lambda: [*speed_rows(quick=quick), *int8_loss_rows(1 if quick else 6, seed)],
         "video": lambda: video_rows(_shown_live(networks, quick), quick=quick, seed=seed),
+        "features": lambda: feature_rows(_shown_live(networks, quick), quick=quick, seed=seed),
         "views": lambda: restore_views.rows(quick, seed),
     }
     began_s = time.monotonic()
