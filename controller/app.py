@@ -24,7 +24,7 @@ from controller.focusing.few_frames import FewFrames
 from controller.processes import processes
 from controller.record import rundir
 from controller.restoring.before import RestoredSharpness
-from controller.restoring.choice import Method, NetworkName, restorer_choice
+from controller.restoring.choice import Method, NetworkName, restorer_choice, view_choice
 from controller.restoring.frames import RestorerChoice
 from controller.safety import Envelope
 from controller.search.scorecard import TruthTerrace
@@ -428,6 +428,17 @@ def computed_view(
     """
     engine = open_network(name, wanted or InferenceSettings(), say)
     return None if engine is None else ComputedView(engine, SCALES[name])
+
+
+def view_named(name: ViewName, say: Callable[[str], None] | None = None) -> RestorerChoice:
+    """A computed view as a restorer of single frames. Raises NoEngine, BadModel."""
+    view = computed_view(name, say=say)
+    if view is None:
+        message = (
+            f'the network "{name}" is not in inference/weights; scopeloop train restore makes it'
+        )
+        raise NoEngine(message)
+    return view_choice(view)
 
 
 def denoiser(

@@ -235,7 +235,7 @@ def denoise(
         Method,
         typer.Option(
             help="auto: the live network where its weights are, else the classical filter of "
-            "least estimated error on each frame"
+            "least estimated error on each frame; refocus, magnify: views of what was in no frame"
         ),
     ] = "auto",
     recursive: Annotated[

@@ -51,7 +51,7 @@ def measure(quick: bool, seed: int) -> list[Row]:
 def measure_with(quick: bool, seed: int, report: Report) -> list[Row]:
     """Run it part by part: focus, detection."""
     parts: dict[str, Callable[[], list[Row]]] = {
-        "focus": lambda: focus_rows(2 if quick else 12, seed, choices()),
+        "focus": lambda: focus_rows(2 if quick else 8, seed, choices()),
         "detection": lambda: detection_rows(1 if quick else 3, seed, choices()),
     }
     rows: list[Row] = []

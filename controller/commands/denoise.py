@@ -3,7 +3,7 @@
 PNG, TIFF, Zarr, MRC, DM3, DM4 and SER, of any number of frames; written as PNG, TIFF or Zarr, in
 the frame's own number type where restorers have it. A computed file says that it is one, in its
 metadata; no file that exists is ever written over. Of other tags only the pixel size is carried
-over.
+over. The views `refocus` and `magnify` are computed by networks that show what was in no frame.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from controller.restoring.frames import FrameRestorer, RestoredFrame, RestorerCh
 from inference.api import BadImage
 
 Method: TypeAlias = Literal[
-    "auto", "live", "quality", "radial-wiener", "local-wiener", "nlm", "gaussian"
+    "auto",
+    "live",
+    "quality",
+    "radial-wiener",
+    "local-wiener",
+    "nlm",
+    "gaussian",
+    "refocus",
+    "magnify",
 ]
 
 _NAMED: Final[dict[Method, choice.Method]] = {
@@ -58,7 +66,12 @@ def denoise(
     def say(words: str) -> None:
         console.print(f"[yellow]{escape(words)}[/]")
 
-    chosen = app.restorer_named(_NAMED[method], recursive=recursive, say=say)
+    if method in ("refocus", "magnify"):
+        if recursive:
+            raise BadSettings("", "--recursive", method, "a method that takes noise off")
+        chosen = app.view_named(method, say)
+    else:
+        chosen = app.restorer_named(_NAMED[method], recursive=recursive, say=say)
     if not given.is_dir() or is_zarr(given):
         if out.suffix.lower() not in OUT_SUFFIXES:
             raise BadSettings("", "--out", out, f"a file with one of {', '.join(OUT_SUFFIXES)}")
@@ -118,7 +131,9 @@ class _Made:
 def _denoise_file(path: Path, out: Path, restorer: FrameRestorer, told: Told | None) -> _Made:
     """Restore one file, frame by frame; what is not whole in the end is not left behind."""
     images = open_images(path)
-    writer = open_writer(out, path, images.frames, images.pixel_size_nm)
+    pixel_nm = images.pixel_size_nm
+    pixel_nm = None if pixel_nm is None else pixel_nm / restorer.choice.scale
+    writer = open_writer(out, path, images.frames, pixel_nm)
     made = _Made()
     try:
         for number in range(images.frames):
@@ -146,7 +161,9 @@ def _restored(
     except BadImage as error:
         raise BadImage(f"{images.path}: {error}") from error
     if has_alpha:
-        return np.concatenate([restored.image, pixels[..., 3:]], axis=-1), restored
+        scale = restorer.choice.scale
+        alpha = pixels[..., 3:].repeat(scale, 0).repeat(scale, 1)
+        return np.concatenate([restored.image, alpha], axis=-1), restored
     return restored.image, restored
 
 

@@ -8,14 +8,16 @@ the best classical filter stands in and says so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from controller.restoring.frames import EachAlone, RestorerChoice
 from inference.api import NoEngine
-from inference.restore.api import LiveRestorer, Restorer
+from inference.restore.api import Frame, LiveRestorer, NoiseModel, Restored, Restorer
 from inference.restore.classical import Gaussian, LocalWiener, NonLocalMeans, RadialWiener
 from inference.restore.guard import BestClassical, GuardedLive
 from inference.restore.recursive import Recursive, RecursiveSettings
+from inference.restore.views import ComputedView
 
 Method: TypeAlias = Literal[
     "auto", "live", "quality", "radial_wiener", "local_wiener", "nlm", "gaussian"
@@ -68,3 +70,24 @@ def restorer_choice(
         return Recursive(restorer) if recursive else EachAlone(restorer)
 
     return RestorerChoice(restorer.name, make, frozenset({restorer.name, *expected}))
+
+
+def view_choice(view: ComputedView) -> RestorerChoice:
+    """A computed view, frame by frame."""
+    return RestorerChoice(
+        view.name, lambda: EachAlone(_Viewing(view)), frozenset({view.name}), view.scale
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Viewing:
+    """A computed view in a restorer's words."""
+
+    view: ComputedView
+
+    @property
+    def name(self) -> str:
+        return self.view.name
+
+    def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
+        return self.view.view(frame, noise)

@@ -30,13 +30,14 @@ class RestorerChoice:
     make: Callable[[], LiveRestorer]
     # The `Restored.method`s that it makes when all is well; any other one is a fallback.
     expected: frozenset[str]
+    scale: int = 1  # pixels of the answer to one of the frame, either way
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RestoredFrame:
     """What was computed from one frame; to be labelled as computed wherever it is shown."""
 
-    image: Pixels  # in the frame's own shape and type, read-only
+    image: Pixels  # in the frame's own type, read-only; its shape times the choice's scale
     channels: tuple[Restored, ...]
     method: str  # what made it, each filter once
     is_fallback: bool  # another filter than the one asked for made it

@@ -11,6 +11,7 @@ from controller import app, cli
 from controller.errors import BadSettings
 from controller.image_files.reading import open_images
 from inference.api import BadImage, NoEngine
+from inference.restore.api import Restored
 
 LABEL = b"computed by scopeloop denoise"
 METHODS = {
@@ -176,6 +177,38 @@ def test_the_network_where_its_weights_are(tmp_path, clean, noisy, method):
     assert status == 0
     assert "network_live" in said
     assert error_rms(read_pixels(tmp_path / "b.png"), clean) < 0.3 * error_rms(noisy, clean)
+
+
+class Twice:
+    """A view of twice the size."""
+
+    name, scale = "magnify", 2
+
+    def view(self, frame, noise=None):
+        image = np.asarray(frame, np.float32).repeat(2, 0).repeat(2, 1)
+        return Restored(image, None, True, self.name, "")
+
+
+def test_a_computed_view(tmp_path, noisy, monkeypatch):
+    monkeypatch.setattr("controller.app.computed_view", lambda name, say=None: Twice())
+    image = np.dstack([noisy, noisy // 2, noisy // 3, noisy // 4])
+    given = write(tmp_path / "a.png", image)
+    status, said = called("denoise", given, "--out", tmp_path / "b.png", "--method", "magnify")
+    assert status == 0
+    assert "magnify" in said
+    back = read_pixels(tmp_path / "b.png")
+    assert np.array_equal(back, image.repeat(2, 0).repeat(2, 1))
+    assert LABEL + b" (magnify); not a raw frame" in (tmp_path / "b.png").read_bytes()
+    with pytest.raises(BadSettings, match="--recursive is magnify"):
+        called("denoise", given, "--out", tmp_path / "c.png", "--method", "magnify", "--recursive")
+
+
+@pytest.mark.parametrize("method", ["refocus", "magnify"])
+def test_a_view_without_weights_is_refused(tmp_path, noisy, method):
+    given = write(tmp_path / "a.png", noisy)
+    with pytest.raises(NoEngine, match=method):
+        called("denoise", given, "--out", tmp_path / "b.png", "--method", method)
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_a_network_that_is_not_here_is_said(tmp_path, noisy):
