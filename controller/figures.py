@@ -125,8 +125,9 @@ def show(console: Console, name: str, rows: Sequence[Row]) -> None:
         table.add_column(
             heading,
             justify="right" if heading in numbers else "left",
-            no_wrap=heading != "note",
+            no_wrap=heading not in {"figure", "note"},  # numbers are never cut
             ratio=1 if heading == "note" else None,
+            min_width=20 if heading == "note" else None,
         )
     for cells in zip(*shown.values(), strict=True):
         table.add_row(*cells)

@@ -86,3 +86,14 @@ def test_the_table_has_intervals_where_there_are_any() -> None:
     (line,) = (line for line in capture.get().splitlines() if line.split()[:1] == ["share"])
     assert "baseline" not in capture.get()  # nothing stands there
     assert " ".join(line.split()) == "share 0.9 0.786..0.957 >= 0.8 yes 50"
+
+
+def test_numbers_are_whole_however_narrow_the_screen() -> None:
+    console = Console(width=90, force_terminal=False)
+    note = "of matched terraces; layers counted by eye in steps of contrast"
+    name = "real: AP50 with the list, Gaussian mixture, refitted on labels"
+    row = Row(name, 0.81234567, "points", 0.85, "higher", 0.6414, 1446, (0.66711, 0.92102), note)
+    with console.capture() as capture:
+        show(console, "x", [row])
+    for whole in ("0.8123", "0.667..0.921", ">= 0.85", "0.6414", "1446", "points"):
+        assert whole in capture.get()
