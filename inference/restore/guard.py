@@ -343,11 +343,15 @@ class Guarded:
     ) -> tuple[Restored, Verdict]:
         """The same, with the verdict on what the inner restorer made."""
         model = noise or estimate_noise(frame)
-        answer = self.inner.restore(frame, model)
-        verdict = judge(frame, answer, model, self.inner if self.is_twin_tested else None)
+        # Noise that a caller knows is white, as far as its model says.
+        colour = noise_colour(frame, model) if noise is None else None
+        shown = model if colour is None else colour.for_filters(model)
+        answer = self.inner.restore(frame, shown)
+        tested = self.inner if self.is_twin_tested else None
+        verdict = judge(frame, answer, model, tested, colour=colour)
         if verdict.passed:
             return answer, verdict
-        instead = self.fallback.restore(frame, model)
+        instead = self.fallback.restore(frame, shown)
         return replace(instead, reason=f"{self.inner.name}: {verdict.reason}"), verdict
 
 
@@ -431,16 +435,13 @@ class GuardedLive:
 
     def _noise_of(self, frame: Frame, noise: NoiseModel | None) -> tuple[NoiseModel, Colour | None]:
         """Noise and its colour are a detector's: they are not estimated on each frame."""
-        is_old = self._noise is None or self._noise_age_frames >= _NOISE_EVERY_FRAMES
-        model = noise or (estimate_noise(frame) if is_old else self._noise)
-        if model is None:  # never: an old one is estimated
-            model = estimate_noise(frame)
-        if is_old:
+        if noise is not None:  # known to be white, as far as it says
+            return noise, None
+        if self._noise is None or self._noise_age_frames >= _NOISE_EVERY_FRAMES:
+            self._noise = estimate_noise(frame)
             self._colours += 1
-            self._colour = mixed(
-                self._colour, noise_colour(frame, model), max(1.0 / self._colours, _NEWEST)
-            )
+            share = max(1.0 / self._colours, _NEWEST)
+            self._colour = mixed(self._colour, noise_colour(frame, self._noise), share)
             self._noise_age_frames = 0
         self._noise_age_frames += 1
-        self._noise = model
-        return model, self._colour
+        return self._noise, self._colour

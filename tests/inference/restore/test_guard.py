@@ -301,3 +301,19 @@ def test_live_average_is_judged_by_the_frame_and_replaced_by_an_average(truth):
     single = np.mean((RadialWiener().restore(frame, COUNTS).image - true) ** 2)
     assert np.mean((shown.image - true) ** 2) < 0.5 * single
     assert np.mean((instead.image - true) ** 2) < 0.5 * single
+
+
+def test_a_camera_that_colours_its_noise_is_seen_through(truth):
+    """Filters are told how strong noise is where samples are, and the guard lets them pass."""
+    live, blind = GuardedLive(RadialWiener()), []
+    errors = []
+    for seed in range(4):
+        frame, true = in_colour(truth, 2.0, 2.0, seed)
+        answer = live.push(frame)
+        assert live.verdict.passed, live.verdict.reason
+        errors.append(float(np.mean((answer.image - true) ** 2)))
+        blind.append(float(np.mean((RadialWiener().restore(frame).image - true) ** 2)))
+    assert np.mean(errors) < 0.8 * np.mean(blind)
+    single, verdict = Guarded(RadialWiener()).restore_and_judge(frame)
+    assert verdict.passed, verdict.reason
+    assert float(np.mean((single.image - true) ** 2)) < 0.9 * blind[-1]
