@@ -14,7 +14,9 @@ crystal is not worth fifty small ones; binary cross entropy for borders; and for
 frames that are no frames (outlier exposure, D. Hendrycks et al., ICLR 2019) and joined after
 training with the Mahalanobis distance of the deepest features from those of ordinary frames (K. Lee
 et al., NeurIPS 2018), both as fixed layers of the exported network. The temperature of the classes
-(C. Guo et al., ICML 2017) is fitted on held-out frames and folded into the last layer.
+(C. Guo et al., ICML 2017) is fitted on held-out frames and folded into the last layer. How often a
+whole detector's layer numbers are right is another question, answered afterwards and without torch
+by `inference.training.flake_beliefs`; a card without that answer leaves probabilities as they are.
 """
 
 from __future__ import annotations
