@@ -75,6 +75,7 @@ BENCHES: Final = _table(
     Bench("restore", "noise taken off: atoms, surfaces, micrographs; intervals, guard, speed"),
     Bench("restore_uses", "focus and detection at low dose, on raw frames and on restored ones"),
     Bench("focus", "few-frame focus against every rival: success, error, frames, dose, harm"),
+    Bench("exit_wave", "exit waves, focus and foreign atoms from one frame, over dose"),
 )
 
 

@@ -590,6 +590,14 @@ def unseen_rows(results: Sequence[Result]) -> list[Row]:
                 note=f"{', '.join(shown)}; painted with another laboratory's indices",
             )
         )
+    for by_card, by_flakes in zip(ways[BY_CARD], ways[BY_FLAKES], strict=False):
+        scene, card_scores, taught = by_card.task.scene, _scores([by_card]), _scores([by_flakes])
+        if scene is None or card_scores is None or taught is None:
+            continue
+        name = f"{scene.material} on {scene.oxide_nm:g} nm, AP50 lost by the card"
+        lost = 100.0 * (taught.ap50 - card_scores.ap50)
+        note = f"{card_scores.ap50:.3f} by the card, {taught.ap50:.3f} after five photographs"
+        rows.append(Row(f"simulated, unseen: {name}", lost, "points", n=taught.n_true, note=note))
     return rows
 
 

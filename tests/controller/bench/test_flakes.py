@@ -314,6 +314,8 @@ def test_an_unseen_crystal_is_found_both_ways(monkeypatch):
     assert (lost.bar, lost.better) == (5.0, "lower")
     assert all(len(r.overlaps) == 1 for r in found)  # the other five are examples
     assert rows[f"simulated, unseen crystal: AP50, {unseen.BY_CARD}"].value > 0.5
+    (wafer,) = (row for name, row in rows.items() if "mose2 on 90 nm" in name)
+    assert wafer.value == rows["simulated, unseen crystal: AP50 lost by the card"].value
     assert all(row.value is None for row in bench.unseen_rows([]))
 
 
