@@ -15,6 +15,8 @@ import importlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -41,19 +43,20 @@ def quantise(model: Path, out: Path, seen: Sequence[F32]) -> Card:
     card = load_card(model)
     with TemporaryDirectory(prefix="scopeloop-") as folder:
         ready = Path(folder) / "ready.onnx"
-        shapes.quant_pre_process(str(model), str(ready), skip_symbolic_shape=True)
-        tools.quantize_static(
-            str(ready),
-            str(out),
-            _Frames(card.input.name, iter(seen)),
-            quant_format=tools.QuantFormat.QDQ,
-            activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=tools.CalibrationMethod.Percentile,
-            nodes_to_exclude=_first_and_last(ready),
-            extra_options={"CalibPercentile": _KEPT_PERCENT},
-        )
+        with redirect_stdout(StringIO()):  # the tools talk of their progress
+            shapes.quant_pre_process(str(model), str(ready), skip_symbolic_shape=True)
+            tools.quantize_static(
+                str(ready),
+                str(out),
+                _Frames(card.input.name, iter(seen)),
+                quant_format=tools.QuantFormat.QDQ,
+                activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8,
+                per_channel=True,
+                calibrate_method=tools.CalibrationMethod.Percentile,
+                nodes_to_exclude=_first_and_last(ready),
+                extra_options={"CalibPercentile": _KEPT_PERCENT},
+            )
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     coarse = card.model_copy(update={"name": out.stem, "sha256": digest, "precision": "int8"})
     write_card(out, coarse)
