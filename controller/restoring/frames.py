@@ -18,6 +18,8 @@ from inference.api import BadImage
 from inference.restore.api import Frame as GreyFrame
 from inference.restore.api import LiveRestorer, NoiseModel, Restored, Restorer
 from inference.restore.channels import in_type_of
+from inference.restore.colour import WHITE, noise_colour
+from inference.restore.noise import estimate_noise
 
 Pixels = npt.NDArray[Any]  # (h, w) or (h, w, channels)
 
@@ -91,6 +93,12 @@ class FrameRestorer:
         )
 
 
+def noise_for_filters(frame: GreyFrame) -> NoiseModel:
+    """A frame's noise, as strong as it is at the frequencies that samples are seen at."""
+    noise = estimate_noise(frame)
+    return (noise_colour(frame, noise) or WHITE).for_filters(noise)
+
+
 class EachAlone:
     """A restorer without a memory, as a `LiveRestorer`."""
 
@@ -117,7 +125,7 @@ class EachAlone:
     def push(self, frame: GreyFrame, noise: NoiseModel | None = None) -> Restored:
         """Restore it."""
         self._frames = 1.0
-        return self._inner.restore(frame, noise)
+        return self._inner.restore(frame, noise or noise_for_filters(frame))
 
     def reset(self) -> None:
         """There is nothing to forget."""

@@ -32,7 +32,9 @@ _WARN: Final = (246, 196, 84)
 _GROUND: Final = 22
 _FALSE_GREY: Final = (0.5, 99.5)  # percentiles that become black and white
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_NOISE_LEVELS: Final = 32  # of raw tiles: noise fills a file, and nobody sees more of them in it
+# Levels of grey: noise fills a file, and nobody sees more of them in it.
+_RAW_LEVELS: Final = 32
+_COMPUTED_LEVELS: Final = 64
 
 
 def strip(views: Sequence[LiveView], began_s: float) -> Rgb:
@@ -44,14 +46,14 @@ def strip(views: Sequence[LiveView], began_s: float) -> Rgb:
         left = _GAP_PX + at * pitch_x
         at_s = view.frame.exposed_until_s - began_s
         head = f"frame {view.frame.number}, {at_s:.2f} s"
-        raw = coarse(tile(view.frame.pixels, view.frame.pixel_size_nm), _NOISE_LEVELS)
+        raw = coarse(tile(view.frame.pixels, view.frame.pixel_size_nm), _RAW_LEVELS)
         _put(sheet, left, _GAP_PX, ("raw", head), raw, _INK)
         restored, words = view.restored, described(view)
         if restored is None:
             empty = np.full((TILE_PX, TILE_PX, 3), _GROUND + 10, dtype=np.uint8)
             _put(sheet, left, _GAP_PX + pitch_y, ("nothing computed", words), empty, _WARN)
             continue
-        computed = tile(restored.image, view.frame.pixel_size_nm)
+        computed = coarse(tile(restored.image, view.frame.pixel_size_nm), _COMPUTED_LEVELS)
         colour = _WARN if restored.is_fallback else _INK
         head = f"computed: {restored.method}"
         _put(sheet, left, _GAP_PX + pitch_y, (head, words), computed, colour)
