@@ -43,12 +43,15 @@ from inference.focus.likelihood import Prior
 from inference.focus.parabola import InverseParabola
 from inference.onnx_engine import OnnxEngine, onnxruntime_here
 from inference.openvino_engine import OpenVinoEngine, openvino_here
+from inference.restore.exit_wave import ExitWaveRestorer
 from inference.restore.network import NetworkDenoiser
 from inference.restore.views import SCALES, ComputedView, ViewName
 from inference.tensorrt_engine import TensorRTEngine, tensorrt_here
 from inference.training.flake_examples import Example, example_of
 from inference.training.restore_examples import CleanScene
+from inference.training.wave_examples import WaveExample
 from simulator.clock import VirtualTimeLoop
+from simulator.exit_waves import Role, wave_scene
 from simulator.flake_frames import labelled_frame
 from simulator.optical_microscope import MicroscopeSettings, SimulatedMicroscope
 from simulator.restore_frames import Domain, clean_frame
@@ -231,6 +234,21 @@ def restore_scenes(seed: int, scenes: int, domain: Domain, jobs: int = 0) -> Ite
         return
     with processes(jobs or os.cpu_count() or 1) as pool:
         yield from pool.map(_restore_scene, tasks, chunksize=4)
+
+
+def wave_examples(seed: int, waves: int, role: Role, jobs: int = 0) -> Iterator[WaveExample]:
+    """What the exit wave's network learns from, or is measured on; the same seed gives the same."""
+    tasks = [(seed, number, role) for number in range(waves)]
+    if jobs == 1:
+        yield from map(_wave_example, tasks)
+        return
+    with processes(jobs or os.cpu_count() or 1) as pool:
+        yield from pool.map(_wave_example, tasks, chunksize=4)
+
+
+def _wave_example(task: tuple[int, int, Role]) -> WaveExample:
+    scene = wave_scene(*task)
+    return WaveExample.of(scene.wave, scene.pixel_size_nm, scene.voltage_kv)
 
 
 def _restore_scene(task: tuple[int, int, Domain]) -> CleanScene:
@@ -452,3 +470,14 @@ def denoiser(
     named = next((one for one in (f"denoise_{name}_int8", f"denoise_{name}") if one in here), None)
     engine = None if named is None else open_network(named, wanted, say)
     return None if engine is None else NetworkDenoiser(engine)
+
+
+def exit_wave_restorer(
+    wanted: InferenceSettings | None = None, say: Callable[[str], None] | None = None
+) -> ExitWaveRestorer:
+    """What recovers exit waves, by its network; NoEngine where that is not here, BadModel."""
+    engine = open_network("exit_wave", wanted or InferenceSettings(), say)
+    if engine is None:
+        message = "the network is not in inference/weights: scopeloop train exit_wave makes it"
+        raise NoEngine(message)
+    return ExitWaveRestorer(engine)

@@ -22,7 +22,7 @@ from controller.commands.doctor import examine
 from controller.commands.evaluate import replay_stack, score_flakes, score_restoration
 from controller.commands.focus import Asked, focus_here
 from controller.commands.search import resume_search, start_search
-from controller.commands.train import train_flakes, train_focus, train_restore
+from controller.commands.train import train_exit_wave, train_flakes, train_focus, train_restore
 from controller.commands.watch import watch_here
 from controller.errors import BadSettings, ControllerError
 from controller.record.rundir import NotARun
@@ -425,6 +425,25 @@ def restore_network(
         jobs=jobs,
         quick=quick,
         out=out,
+    )
+
+
+@train_cli.command("exit_wave")
+def exit_wave_network(
+    *,
+    seed: int = 1,
+    waves: Annotated[int, typer.Option(min=8, max=10_000, help="simulated; 260 kB each")] = 1_200,
+    minutes: Annotated[
+        float,
+        typer.Option(min=0.1, max=1_440.0, help="of training proper; called again, it goes on"),
+    ] = 35.5,
+    jobs: Jobs = 0,
+    out: OutFolder = Path("trained"),
+    quick: Miniature = False,
+) -> None:
+    """Train the exit wave's network (CDDAE). Needs torch: pip install scopeloop[train]."""
+    train_exit_wave(
+        _console(), seed=seed, waves=waves, minutes=minutes, jobs=jobs, quick=quick, out=out
     )
 
 

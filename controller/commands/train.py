@@ -20,6 +20,9 @@ _QUICK_EPOCHS: Final = 3
 _QUICK_PHOTOGRAPHS: Final = 24
 _QUICK_SCENES: Final = 32
 _QUICK_STEPS: Final = 60
+_QUICK_WAVES: Final = 6
+_QUICK_WAVE_CHECKS: Final = 2
+_WAVE_CHECKS: Final = 8
 _LEAST_CHECKS: Final = 12
 _CHECKS_SEED: Final = 900_000
 _STRANGE_SHARE: Final = 0.1
@@ -133,6 +136,44 @@ def train_restore(
     coarse = recipe.model.with_name(f"{recipe.name}_int8.onnx")
     quantise(recipe.model, coarse, calibration(learn, seed))
     console.print(f"wrote [bold]{coarse}[/]: the same in 8-bit integers", soft_wrap=True)
+
+
+def train_exit_wave(
+    console: Console,
+    *,
+    seed: int,
+    waves: int,
+    minutes: float,
+    jobs: int,
+    quick: bool,
+    out: Path,
+) -> None:
+    """Train the exit wave's network, or go on with it; writes ONNX file, card and checkpoint."""
+    _check_torch()
+    from inference.training.exit_wave import Recipe, train
+
+    size = f"--seed {seed} --waves {waves} --minutes {minutes:g}"
+    recipe = replace(Recipe(), seed=seed + 4, most_seconds=60.0 * minutes)
+    if quick:
+        waves, recipe, size = _QUICK_WAVES, replace(Recipe.quick(), seed=seed + 4), "--quick"
+    recipe = replace(
+        recipe,
+        command=f"scopeloop train exit_wave {size}",
+        checkpoint=out / "exit_wave.checkpoint",
+    )
+    checks = _QUICK_WAVE_CHECKS if quick else _WAVE_CHECKS
+    out.mkdir(parents=True, exist_ok=True)
+    with bar(console, "train exit_wave") as told:
+        learn = list(_counted(app.wave_examples(seed, waves, "train", jobs), waves, "waves", told))
+        card = train(
+            learn,
+            app.wave_examples(seed + 1, checks, "graphene", jobs),
+            app.wave_examples(seed + 1, checks, "unseen", jobs),
+            out,
+            recipe,
+            told,
+        )
+    _show(console, card, out / "exit_wave.onnx")
 
 
 def _counted(things: Iterable[Thing], total: int, name: str, told: Told) -> Iterator[Thing]:

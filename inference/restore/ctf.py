@@ -57,7 +57,7 @@ _PEAKS: Final = 8  # of the coarse search that are climbed
 _MODEL_SIGMA_NM: Final = 0.5  # of defocus and stigmators, by what the model leaves out
 _LEAST_GAIN: Final = 30.0  # of log likelihood over noise alone: something is seen
 _LEAST_LEAD: Final = 6.0  # over the next best focus: the choice is sure
-_LEAD_RATIO: Final = 0.015  # of the gain, added to that: what the model leaves out may cost it
+_LEAD_RATIO: Final = 0.03  # of the gain, added to that: what the model leaves out may cost it
 _LEAD_RATIO_RINGS: Final = 0.25  # likewise without a lattice to fit: its tails are not modelled
 _MOST_SIGMA_RATIO: Final = 0.02  # of the range searched
 

@@ -44,6 +44,7 @@ MARGIN_PX: Final = 24  # round the frame, mirrored; as much as the lens spreads 
 _MULTIPLE_PX: Final = 16
 _RING_GAIN_NEIGHBOURS: Final = 3
 _SPOT_LEVEL: Final = 2.2  # mean power of 3 x 3 modes over noise, which chance passes in 1 of 2,000
+_REST_SPOT_LEVEL: Final = 4.0
 _CONTRAST_LIMIT2: Final = 0.02  # of 2 sin(chi), squared: below, it is not divided by it
 
 
@@ -63,7 +64,7 @@ class ExitWave:
 
     amplitude: Grey  # 1: that of the wave that came in
     phase_rad: Grey
-    image: Grey  # the frame without noise, in its digital numbers
+    image: Grey  # the frame without noise, in its digital numbers; see `recover`
     level_dn: float  # of the frame where there is no sample, without the camera's offset
     offset_dn: float
     microscope: Microscope
@@ -95,6 +96,8 @@ class ExitWaveRestorer:
     ) -> ExitWave:
         """Recover the wave of one frame.
 
+        The image is what the lens makes of the wave, and of what that leaves of the frame as much
+        as stands out of the noise: where frame and wave disagree, the frame is right.
         noise: with the camera's true offset; None: estimated from the frame, which must then have
         none. Raises BadImage for what is no frame or holds no electrons, BadModel for a network
         that answers in another form.
@@ -117,14 +120,16 @@ class ExitWaveRestorer:
             correction = answer[0] * np.float32(SCALE)
         amplitude = np.float32(1.0) + correction[0]
         phase = given[2] * np.float32(SCALE) + correction[1]
-        seen = intensity(amplitude * np.exp(1j * phase), microscope)[inner]
+        wide_seen = intensity(amplitude * np.exp(1j * phase), microscope)
+        unexplained = _unexplained(wide, wide_seen, sigma)[inner]
+        seen = wide_seen[inner]
         # The wave's mean intensity is the frame's: only the contrast was looked at.
         level /= float(seen.mean(dtype=np.float64))
         reason = _strange(microscope) or ("" if np.isfinite(seen).all() else "no finite answer")
         return ExitWave(
             amplitude=np.ascontiguousarray(amplitude[inner]),
             phase_rad=np.ascontiguousarray(phase[inner]),
-            image=np.asarray(seen * level + offset, np.float32),
+            image=np.asarray((seen + unexplained) * level + offset, np.float32),
             level_dn=level,
             offset_dn=offset,
             microscope=microscope,
@@ -181,9 +186,18 @@ def planes(contrast: Grey, sigma: float, microscope: Microscope) -> Grey:
 
 
 def wiener_gain(
-    spectrum: npt.NDArray[np.complexfloating], shape_px: tuple[int, int], sigma: float
+    spectrum: npt.NDArray[np.complexfloating],
+    shape_px: tuple[int, int],
+    sigma: float,
+    *,
+    spot_level: float = _SPOT_LEVEL,
+    ring_sigmas: float = 0.0,
 ) -> npt.NDArray[np.float32]:
-    """A gain per mode of `rfft2`: that of its ring, or of the spot that it belongs to."""
+    """A gain per mode of `rfft2`: that of its ring, or of the spot that it belongs to.
+
+    spot_level: mean power of 3 x 3 modes over noise that makes a spot. ring_sigmas: by how many
+    standard deviations of chance a ring's power is lowered before it is believed.
+    """
     power = (np.abs(spectrum) ** 2 / (shape_px[0] * shape_px[1] * max(sigma, 1e-6) ** 2)).astype(
         np.float32
     )
@@ -191,13 +205,13 @@ def wiener_gain(
     fx = np.arange(power.shape[1])[None, :] * (shape_px[0] / shape_px[1])
     ring = np.hypot(fy, fx).astype(np.int64)
     near = cv2.blur(power, (3, 3), borderType=cv2.BORDER_REFLECT_101)
-    is_spot = near > _SPOT_LEVEL
+    is_spot = near > spot_level
     size = int(ring.max()) + 1
     modes = np.bincount(ring[~is_spot], minlength=size).astype(np.float64)
     total = np.bincount(ring[~is_spot], power[~is_spot], minlength=size)
     kernel = np.ones(_RING_GAIN_NEIGHBOURS)
     many = np.maximum(np.convolve(modes, kernel, "same"), 1.0)
-    mean = np.convolve(total, kernel, "same") / many
+    mean = np.convolve(total, kernel, "same") / many - ring_sigmas / np.sqrt(many)
     by_ring = np.maximum(1.0 - 1.0 / np.maximum(mean, 1e-6), 0.0)[ring]
     by_spot = np.where(is_spot, 1.0 - 1.0 / np.maximum(near, 1.0), 0.0)
     return np.asarray(np.maximum(by_ring, by_spot), np.float32)
@@ -214,6 +228,17 @@ def padded(contrast: Grey) -> tuple[Grey, tuple[slice, slice]]:
     down, across = _fade(rows, MARGIN_PX, below), _fade(columns, MARGIN_PX, right)
     faded = np.asarray(wide * down[:, None] * across[None, :], np.float32)
     return faded, (slice(MARGIN_PX, MARGIN_PX + height), slice(MARGIN_PX, MARGIN_PX + width))
+
+
+def _unexplained(contrast: Grey, seen: Grey, sigma: float) -> Grey:
+    """What of the frame stands out of the noise, and not in what the wave would make."""
+    rest = contrast - (seen / seen.mean(dtype=np.float64) - 1.0)
+    spectrum = np.fft.rfft2(rest)
+    # Nearly all of it is noise: what is believed has to stand out more than in a frame.
+    shape = rest.shape[0], rest.shape[1]
+    spectrum *= wiener_gain(spectrum, shape, sigma, spot_level=_REST_SPOT_LEVEL, ring_sigmas=3.0)
+    spectrum[0, 0] = 0.0
+    return np.asarray(np.fft.irfft2(spectrum, rest.shape), np.float32)
 
 
 def _fade(side_px: int, before_px: int, after_px: int) -> npt.NDArray[np.float32]:

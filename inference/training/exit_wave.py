@@ -48,6 +48,7 @@ from inference.restore.exit_wave import (
 )
 from inference.restore.scores import psnr_db
 from inference.training.exit_wave_network import ExitWaveModule, export, seen, wave_of
+from inference.training.wave_examples import WaveExample
 
 _LOG = logging.getLogger(__name__)
 _FRAME_PX: Final = 128
@@ -56,28 +57,6 @@ _CHECK_DOSES: Final = (1e3, 1e4, 1e5)
 
 F32 = npt.NDArray[np.float32]
 Report = Callable[[int, int, str], None]  # done, of how much, doing what
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WaveExample:
-    """One exit wave, (h, w) each, y down; at least 192 px a side."""
-
-    amplitude: npt.NDArray[np.float16]
-    phase_rad: npt.NDArray[np.float16]
-    pixel_size_nm: float
-    voltage_kv: float
-
-    @classmethod
-    def of(cls, wave: npt.NDArray[np.complexfloating], pixel_nm: float, kv: float) -> WaveExample:
-        """From a complex wave."""
-        amplitude, phase = np.abs(wave) - 1.0, np.angle(wave)
-        return cls(amplitude.astype(np.float16), phase.astype(np.float16), pixel_nm, kv)
-
-    def wave(self, rows: slice, columns: slice) -> npt.NDArray[np.complex64]:
-        """A part of it."""
-        amplitude = 1.0 + self.amplitude[rows, columns].astype(np.float32)
-        turned = np.exp(1j * self.phase_rad[rows, columns].astype(np.float32))
-        return np.asarray(amplitude * turned, np.complex64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,7 +401,7 @@ def _written(
             shape=(-1, 2, -1, -1),
             meaning=f"to add to the amplitude 1 and to plane 2 (rad), in units of {SCALE}",
         ),
-        training_command=f"{recipe.command} --seed {recipe.seed}",
+        training_command=recipe.command,
         training_data="exit waves of simulated graphene and MoS2 with defects, adatoms and dirt; "
         "hexagonal boron nitride and voltages below 75 kV kept out (figures named unseen)",
         figures=figures,
