@@ -144,15 +144,15 @@ def figures_of(log: WatchLog) -> list[tuple[str, str]]:
         ("restored", f"{restored}; {log.skipped_frames} skipped as the next was there already"),
     ]
     if log.restored_frames:
+        p50_ms, p95_ms = log.latency_ms(50), log.latency_ms(95)
+        latency = f"{p50_ms:.1f} ms, 95 % within {p95_ms:.1f} ms; exposure's end to view"
+        if p95_ms <= 0.0:
+            latency = "not known: on this clock computing costs nothing"
         made = ", ".join(f"{name} {count}" for name, count in log.methods.most_common())
         found += [
             ("made by", made),
             ("fall-backs", f"{log.fallbacks}; {log.doubted_frames} frames beyond judgement"),
-            (
-                "latency",
-                f"{log.latency_ms(50):.1f} ms, 95 % within {log.latency_ms(95):.1f} ms; "
-                "exposure's end to view",
-            ),
+            ("latency", latency),
             ("effective frames", f"{log.effective_frames():.1f} at the end"),
         ]
     dose = log.dose_per_frame_e_per_a2
