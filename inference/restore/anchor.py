@@ -34,7 +34,7 @@ from inference.restore.classical import (
     inverse_cosine_transform,
     radial_gain,
 )
-from inference.restore.noise import estimate_noise
+from inference.restore.colour import noise_for_filters
 
 PHASES: Final = 2  # a place of the network is so many pixels wide and high
 SHOWN: Final = 3  # what it is shown of every pixel
@@ -72,7 +72,7 @@ class TwoStepWiener:
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """Filter one frame; see `api.Restorer`."""
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         anchor = anchored(grey, model)
         return Restored(anchor.image, anchor.unit, model.in_distribution, self.name, model.reason)
 

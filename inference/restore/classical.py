@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.restore.api import Frame, Grey, NoiseModel, Restored, grey_of
-from inference.restore.noise import estimate_noise
+from inference.restore.colour import noise_for_filters
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class RadialWiener:
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """Filter one frame; see `api.Restorer`."""
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         level = float(cv2.mean(grey)[0])
         spectrum = cosine_transform(grey - np.float32(level))
         variance = float(model.variance_dn2(level))
@@ -72,7 +72,7 @@ class LocalWiener:
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """Filter one frame; see `api.Restorer`."""
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         window = (self.window_px, self.window_px)
         level = np.float32(cv2.mean(grey)[0])  # float32 loses small variances on high levels
         flat = grey - level
@@ -97,7 +97,7 @@ class Gaussian:
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """Filter one frame; see `api.Restorer`."""
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         level = float(cv2.mean(grey)[0])
         rings = ring_power(cosine_transform(grey - np.float32(level)))
         variance = float(model.variance_dn2(level))
@@ -121,7 +121,7 @@ class NonLocalMeans:
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """Filter one frame; see `api.Restorer`."""
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         alike = stabilised(grey, model)  # unit noise
         low, high = float(alike.min()), float(alike.max())
         scale = min(255.0 / max(high - low, 1e-6), 4.0 * _NLM_SIGMA_LEVELS)

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.restore.api import Frame, Grey, NoiseModel, grey_of
-from inference.restore.classical import cosine_transform, inverse_cosine_transform
+from inference.restore.noise import estimate_noise
 
 _SIDE_PX: Final = 8
 _GRID: Final = 32
+_LEAST_MORE: Final = 1.05  # less is the chance of one estimate
 _MOST_PLACES: Final = 8_192
 _LEAST_PLACES: Final = 48
 _KEPT_RATIO: Final = 0.2
@@ -51,7 +52,7 @@ class Colour:
         would take what is more at low ones for the sample.
         """
         more = float(self.power(_GRID, _GRID)[: _GRID // 2, : _GRID // 2].mean())
-        if more <= 1.0:
+        if more < _LEAST_MORE:
             return noise
         return replace(
             noise,
@@ -108,6 +109,16 @@ def noise_colour(frame: Frame, noise: NoiseModel) -> Colour | None:
     return Colour(across, down, 1.0 / float(shape[order[told] >= 8].mean()))
 
 
+def noise_for_filters(frame: Frame) -> NoiseModel:
+    """Estimate a frame's noise, as strong as it is at the frequencies that samples are seen at.
+
+    What every restorer wants; `in_distribution` and `reason` are those of `estimate_noise`, which
+    tells the power at the highest frequencies. Raises BadImage for what is no frame.
+    """
+    noise = estimate_noise(frame)
+    return (noise_colour(frame, noise) or WHITE).for_filters(noise)
+
+
 def mixed(known: Colour | None, newest: Colour | None, share: float) -> Colour | None:
     """What is known of a stream's colour after one more estimate, of which `share` is taken."""
     if known is None or newest is None:
@@ -118,13 +129,6 @@ def mixed(known: Colour | None, newest: Colour | None, share: float) -> Colour |
         rest * known.down_px2 + share * newest.down_px2,
         rest * known.scale + share * newest.scale,
     )
-
-
-def coloured(white: Grey, colour: Colour) -> Grey:
-    """White noise given a colour."""
-    spectrum = cosine_transform(white)
-    spectrum *= np.sqrt(colour.power(*spectrum.shape))
-    return inverse_cosine_transform(spectrum, white.shape)
 
 
 def _cosines() -> npt.NDArray[np.float32]:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.restore.api import Grey, Restorer
+from inference.restore.colour import noise_for_filters
 from inference.restore.evaluate import Scene, default_restorers
-from inference.restore.noise import estimate_noise
 
 _CAPTION_PX: Final = 20
 _GAP_PX: Final = 4
@@ -35,7 +35,7 @@ def contact_sheet(
     pitch_x, pitch_y = side_px + _GAP_PX, side_px + _CAPTION_PX
     sheet = np.zeros((pitch_y * len(scenes), pitch_x * columns - _GAP_PX), dtype=np.uint8)
     for row, scene in enumerate(scenes):
-        noise = scene.noise or estimate_noise(scene.frame)
+        noise = scene.noise or noise_for_filters(scene.frame)
         answers = [restorer.restore(scene.frame, noise) for restorer in asked]
         named = [(f"{scene.name}: raw", scene.frame.astype(np.float32))]
         named += [

@@ -37,7 +37,7 @@ from inference.restore.classical import (
     inverse_cosine_transform,
     ring_power,
 )
-from inference.restore.colour import WHITE, Colour, coloured, mixed, noise_colour
+from inference.restore.colour import WHITE, Colour, mixed, noise_colour, noise_for_filters
 from inference.restore.noise import estimate_noise
 from inference.restore.recursive import Recursive, RecursiveSettings
 
@@ -218,6 +218,13 @@ def twin_test(
     return Twin(slope, sigma, own / variance, mse, said)
 
 
+def coloured(white: Grey, colour: Colour) -> Grey:
+    """White noise given a colour."""
+    spectrum = cosine_transform(white)
+    spectrum *= np.sqrt(colour.power(*spectrum.shape))
+    return inverse_cosine_transform(spectrum, white.shape)
+
+
 # --- error without truth ---------------------------------------------------------------------
 
 
@@ -312,7 +319,7 @@ class BestClassical:
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """Run each filter twice and keep the best; `method` names it."""
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         answers = [restorer.restore(grey, model) for restorer in self.restorers]
         risks = [
             _sure(grey, answer, restorer, model, 0)

@@ -23,7 +23,7 @@ from inference.api import BadImage, BadModel
 from inference.engine import Card, Engine
 from inference.restore.anchor import CHANNELS, PHASES, anchored, padded, shown
 from inference.restore.api import Frame, Grey, NoiseModel, Restored, grey_of
-from inference.restore.noise import estimate_noise
+from inference.restore.colour import noise_for_filters
 
 TILE_PX: Final = 1_024
 MARGIN_PX: Final = 64  # the network looks 48 px far; a multiple of its places
@@ -70,7 +70,7 @@ class NetworkDenoiser:
             anchor = anchored(wider, padded(sigma))
             reason = ""
         else:
-            model = noise or estimate_noise(frame)
+            model = noise or noise_for_filters(frame)
             anchor = anchored(wider, model)
             reason = "" if model.in_distribution else model.reason
         answer = tiled(self._engine, shown(wider, anchor), anchor.image.shape)

@@ -40,8 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference.api import BadImage
 from inference.restore.api import Frame, Grey, MapRestorer, NoiseModel, Restored, Restorer, grey_of
-from inference.restore.colour import WHITE, noise_colour
-from inference.restore.noise import estimate_noise
+from inference.restore.colour import noise_for_filters
 
 FloatArray = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]  # (2,): down, to the right
@@ -212,8 +211,7 @@ class Recursive:
         if noise is not None:
             self._noise = noise
         elif self._noise is None or self._noise_age_frames >= _NOISE_EVERY_FRAMES:
-            noise = estimate_noise(grey)
-            self._noise = (noise_colour(grey, noise) or WHITE).for_filters(noise)
+            self._noise = noise_for_filters(grey)
             self._noise_age_frames = 0
         self._noise_age_frames += 1
         return self._noise

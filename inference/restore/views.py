@@ -22,8 +22,8 @@ from inference.api import BadModel
 from inference.engine import Engine
 from inference.restore.anchor import CHANNELS, anchored, padded, shown
 from inference.restore.api import Frame, Grey, NoiseModel, Restored, grey_of
+from inference.restore.colour import noise_for_filters
 from inference.restore.network import sigma_factor_of, tiled
-from inference.restore.noise import estimate_noise
 
 ViewName: TypeAlias = Literal["refocus", "magnify"]
 
@@ -57,7 +57,7 @@ class ComputedView:
     def view(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
         """What the frame may have looked like, (scale h, scale w); noise: None to estimate it."""
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         reason = "" if model.in_distribution else model.reason
         wider = padded(grey)
         anchor = anchored(wider, model)

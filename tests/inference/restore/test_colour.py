@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from inference.restore.api import NoiseModel
-from inference.restore.colour import WHITE, Colour, coloured, mixed, noise_colour
+from inference.restore.colour import WHITE, Colour, mixed, noise_colour, noise_for_filters
+from inference.restore.guard import coloured
+from inference.restore.noise import estimate_noise
 
 NOISE = NoiseModel(0.0, 0.0, 5.0)
 
@@ -48,3 +50,12 @@ def test_estimates_are_mixed():
     assert mixed(None, one, 0.5) == one
     assert mixed(one, None, 0.5) == one
     assert mixed(one, other, 0.5) == Colour(3.0, 0.5, 1.5)
+
+
+def test_a_white_frame_is_left_alone_and_a_coloured_one_is_not():
+    for colour, low, high in ((WHITE, 0.97, 1.03), (Colour(2.0, 2.0, 1.0), 1.15, 1.45)):
+        frame = drawn(colour)
+        told = noise_for_filters(frame)
+        assert told.in_distribution
+        ratio = told.sigma_dn(200.0) ** 2 / estimate_noise(frame).sigma_dn(200.0) ** 2
+        assert low < ratio < high

@@ -5,8 +5,9 @@ import pytest
 
 from inference.restore.api import NoiseModel
 from inference.restore.classical import Gaussian
-from inference.restore.colour import Colour, coloured
+from inference.restore.colour import Colour
 from inference.restore.features import features, llr_of_chance
+from inference.restore.guard import coloured
 
 COUNTS = NoiseModel(1.0, 0.0, 0.0)
 SIZE_PX = 1.6
