@@ -138,9 +138,11 @@ def _curves(points: Sequence[Point]) -> str:
     if len(points) < 2:
         return ""
     effective = _curve("Effective frames", points, lambda point: point.effective_frames)
-    latency = _curve(
-        "Latency from exposure's end to view, ms", points, lambda point: 1e3 * point.latency_s
-    )
+    latency = ""
+    if max(point.latency_s for point in points) > 1e-6:  # on some clocks computing costs nothing
+        latency = _curve(
+            "Latency from exposure's end to view, ms", points, lambda point: 1e3 * point.latency_s
+        )
     marked = (
         " Marks: frames that another filter made." if any(p.is_fallback for p in points) else ""
     )
