@@ -25,6 +25,7 @@ import numpy.typing as npt
 from inference.api import BadImage, BadModel
 from inference.engine import Engine
 from inference.restore.api import Frame, Grey, NoiseModel, grey_of
+from inference.restore.colour import noise_for_filters
 from inference.restore.electrons import (
     Focus,
     Lens,
@@ -33,7 +34,6 @@ from inference.restore.electrons import (
     phase_contrast,
     transfer,
 )
-from inference.restore.noise import estimate_noise
 
 PLANES: Final = 5
 SCALE: Final = 0.05  # contrast and radians that the network calls 1
@@ -103,7 +103,7 @@ class ExitWaveRestorer:
         that answers in another form.
         """
         grey = grey_of(frame)
-        model = noise or estimate_noise(frame)
+        model = noise or noise_for_filters(frame)
         offset = model.offset_dn if noise is not None else 0.0
         level = float(grey.mean(dtype=np.float64)) - offset
         if not level > 0.0:

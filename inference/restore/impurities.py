@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from inference.api import BadImage
 from inference.restore.api import Frame, NoiseModel, grey_of
+from inference.restore.colour import noise_for_filters
 from inference.restore.electrons import (
     Doubles,
     atom_phase_nm2,
@@ -44,7 +45,6 @@ from inference.restore.lattice import (
     ideal_phase,
     orders,
 )
-from inference.restore.noise import estimate_noise
 
 LEAST_LLR: Final = 10.0  # nats over carbon; chance passes a few sites in a million
 
@@ -112,7 +112,7 @@ def find_impurities(
     BadImage for what is no frame or holds no electrons.
     """
     grey = grey_of(frame)
-    model = noise or estimate_noise(frame)
+    model = noise or noise_for_filters(frame)
     offset = model.offset_dn if noise is not None else 0.0
     level = float(grey.mean(dtype=np.float64)) - offset
     if not level > 0.0:
