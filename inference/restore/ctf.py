@@ -49,7 +49,7 @@ _LOWEST_PER_NM: Final = 0.7  # below, what is seen is shapes: holes, contaminati
 _SPOT_RATIO: Final = 12.0  # over its ring's level: a spot, which chance reaches in e^-12 of modes
 _SPOT_MODES: Final = 5  # about each spot that are left out
 _SPOT_ERROR_RATIO: Final = 0.10  # by which a real sheet's spots differ from the ideal one's
-_SPOT_FLOOR_RATIO: Final = 0.01  # likewise, of the strongest spot
+_SPOT_FLOOR_RATIO: Final = 0.02  # likewise, of the strongest spot, or of all that it could be
 _BLUR_SIGMA_NM: Final = 0.012
 _COVER_RATIO: Final = (0.5, 1.05)  # of the field by the lattice that is seen
 _BLUR_NM: Final = 0.008  # to begin with; thermal motion and the camera
@@ -296,7 +296,9 @@ def _spots_gain(spots: _Spots, contrast: Doubles, blur_nm: float) -> Doubles:
     best = np.full(len(contrast), -np.inf)
     strength = np.abs(spots.found)
     variance = spots.variance + (_SPOT_ERROR_RATIO * strength) ** 2  # (n,)
-    variance = variance + (_SPOT_FLOOR_RATIO * strength.max()) ** 2
+    # Where the lens shows a spot hardly at all, what is not linear in the phase is as strong.
+    floor = max(float(strength.max()), 2.0 * float(np.abs(spots.ideal).max()))
+    variance = variance + (_SPOT_FLOOR_RATIO * floor) ** 2
     for ideal in (spots.ideal, spots.ideal.conj()):  # a sheet may lie on its face
         model = seen * ideal  # (n, spots)
         fit = (model.conj() @ (spots.found[:, None] * spots.shifts / variance[:, None])).real
