@@ -136,6 +136,7 @@ class RestoreSettings(Section):
         "auto",
         "live",
         "quality",
+        "two_step_wiener",
         "radial_wiener",
         "local_wiener",
         "nlm",

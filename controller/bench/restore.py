@@ -16,8 +16,8 @@ power, coefficient by coefficient: no filter of its kind can do better.
 - speed: wall-clock, one run after the other in this process.
 - video, features, views: `restore_video` and `restore_views`.
 
-VST+BM3D is measured where the package `bm3d` happens to be (its licence is not for everyone); else
-its figures on these very frames are quoted, from bm3d 4.0.3 by this bench.
+VST+BM3D is measured, and its rows have a bar, where the package `bm3d` happens to be; its licence
+is not for everyone, so it is no dependency.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from inference.restore.classical import (
     stabilised,
     unstabilised,
 )
+from inference.restore.colour import noise_for_filters
 from inference.restore.evaluate import at_dose, read_grey
 from inference.restore.guard import Guarded, judge, sure_snr_db, thinned, whiteness
 from inference.restore.network import NetworkDenoiser
@@ -209,7 +210,7 @@ def scored(scenes: Sequence[Scene], methods: Sequence[Restorer]) -> dict[str, Sc
     """Every method on every scene, the noise estimated once a frame; and the oracle."""
     scores = {name: Scores() for name in [*(each.name for each in methods), _ORACLE]}
     for scene in scenes:
-        noise = estimate_noise(scene.noisy)
+        noise = noise_for_filters(scene.noisy)
         span = float(np.ptp(scene.truth))
         for method in methods:
             _add(scores[method.name], method.restore(scene.noisy, noise).image, scene.truth, span)

@@ -25,6 +25,7 @@ _QUICK_WAVE_CHECKS: Final = 2
 _WAVE_CHECKS: Final = 8
 _LEAST_CHECKS: Final = 12
 _CHECKS_SEED: Final = 900_000
+_VIEWED: Final = frozenset({"surface", "picture"})  # what the two views are for
 _STRANGE_SHARE: Final = 0.1
 _STRANGE_CHECKS_SHARE: Final = 0.3  # what to refuse is learnt from them
 _CPU_BATCH, _CPU_CROP = 8, 64
@@ -129,7 +130,12 @@ def train_restore(
             _counted(app.restore_scenes(seed, scenes, "train", jobs), scenes, "scenes", told)
         )
         test = app.restore_scenes(seed, checks, "test", jobs)
-        card = train(learn, list(_counted(test, checks, "scenes to check", told)), recipe, told)
+        check = list(_counted(test, checks, "scenes to check", told))
+        if task != "denoise":
+            learn, check = (
+                [one for one in each if one.family in _VIEWED] for each in (learn, check)
+            )
+        card = train(learn, check, recipe, told)
     _show(console, card, recipe.model)
     if task != "denoise":
         return

@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from controller.restoring.frames import EachAlone, RestorerChoice
 from inference.api import NoEngine
+from inference.restore.anchor import TwoStepWiener
 from inference.restore.api import Frame, LiveRestorer, NoiseModel, Restored, Restorer
 from inference.restore.classical import Gaussian, LocalWiener, NonLocalMeans, RadialWiener
 from inference.restore.guard import BestClassical, GuardedLive
@@ -20,12 +21,13 @@ from inference.restore.recursive import Recursive, RecursiveSettings
 from inference.restore.views import ComputedView
 
 Method: TypeAlias = Literal[
-    "auto", "live", "quality", "radial_wiener", "local_wiener", "nlm", "gaussian"
+    "auto", "live", "quality", "two_step_wiener", "radial_wiener", "local_wiener", "nlm", "gaussian"
 ]
 NetworkName: TypeAlias = Literal["live", "quality"]
 OpenNetwork: TypeAlias = Callable[[NetworkName], Restorer | None]
 
 _CLASSICAL: Final[dict[Method, Callable[[], Restorer]]] = {
+    "two_step_wiener": TwoStepWiener,
     "radial_wiener": RadialWiener,
     "local_wiener": LocalWiener,
     "nlm": NonLocalMeans,

@@ -18,8 +18,7 @@ from inference.api import BadImage
 from inference.restore.api import Frame as GreyFrame
 from inference.restore.api import LiveRestorer, NoiseModel, Restored, Restorer
 from inference.restore.channels import in_type_of
-from inference.restore.colour import WHITE, noise_colour
-from inference.restore.noise import estimate_noise
+from inference.restore.colour import noise_for_filters
 
 Pixels = npt.NDArray[Any]  # (h, w) or (h, w, channels)
 
@@ -91,12 +90,6 @@ class FrameRestorer:
             in_distribution=all(one.in_distribution for one in answers),
             effective_frames=max(1.0, min(one.effective_frames for one in self._channels)),
         )
-
-
-def noise_for_filters(frame: GreyFrame) -> NoiseModel:
-    """A frame's noise, as strong as it is at the frequencies that samples are seen at."""
-    noise = estimate_noise(frame)
-    return (noise_colour(frame, noise) or WHITE).for_filters(noise)
 
 
 class EachAlone:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from inference.api import BadImage
 from inference.figures import Row
+from inference.restore.anchor import TwoStepWiener
 from inference.restore.api import Frame, Grey, NoiseModel, Restorer, grey_of
 from inference.restore.classical import classical_restorers
 from inference.restore.colour import noise_for_filters
@@ -75,7 +76,7 @@ class Evaluation:
 
 def default_restorers() -> tuple[Restorer, ...]:
     """What is compared unless told otherwise: what a user gets first, then each filter."""
-    return BestClassical(), *classical_restorers()
+    return BestClassical(), TwoStepWiener(), *classical_restorers()
 
 
 def evaluate_folder(

@@ -27,6 +27,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from inference.restore.anchor import TwoStepWiener
 from inference.restore.api import Frame, Grey, NoiseModel, Restored, Restorer, grey_of
 from inference.restore.classical import (
     Gaussian,
@@ -313,7 +314,12 @@ def judge(
 class BestClassical:
     """The filter with the least estimated error on this very frame."""
 
-    restorers: tuple[Restorer, ...] = (RadialWiener(), LocalWiener(), Gaussian())
+    restorers: tuple[Restorer, ...] = (
+        TwoStepWiener(),
+        RadialWiener(),
+        LocalWiener(),
+        Gaussian(),
+    )
     name: str = "best_classical"
 
     def restore(self, frame: Frame, noise: NoiseModel | None = None) -> Restored:
