@@ -182,13 +182,13 @@ def test_the_band_along_a_step_is_no_terrace():
     assert sorted(f.layers for f in flakes) == [2, 9]
 
 
-@pytest.mark.parametrize(("layers", "beside"), [(6, 2), (2, 6), (4, 7)])
-def test_a_strip_along_a_flake_is_found(layers, beside):
-    """Blurred, too little of it is flat for a core of its own."""
+def test_a_strip_along_a_flake_is_found():
+    """Too narrow, once blurred, to have a flat interior that would do for a core."""
     scene = Scene(seed=3)
-    strip = scene.box(200, 120, 9, 45, contrast(layers))
-    scene.box(209, 110, 60, 65, contrast(beside))
-    flakes = detected(scene.photograph(1.4)).detections
+    strip = scene.box(200, 120, 9, 45, contrast(2))
+    scene.box(209, 120, 60, 45, contrast(5))
+    flakes = detected(scene.photograph(1.2)).detections
+    assert sorted(f.layers for f in flakes) == [2, 5]
     assert max(iou(f, strip) for f in flakes) > 0.6
 
 
