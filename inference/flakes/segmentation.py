@@ -5,7 +5,6 @@ the substrate AND could be a wanted crystal is boxed; only inside those boxes, p
 into one sheet, is the full resolution looked at. On the sheet:
 
 1. Flat cores: connected pixels with a small colour gradient. They are the interior of something.
-   Strips, which the blur leaves little flat interior, have what there is for a core.
 2. Each core pixel is placed along the contrast ladder; a core whose pixels crowd in several places
    is cut at the valleys between them. The ladder gives the axis only: an even terrace is never cut
    because its colour lies between two layer numbers.
@@ -48,7 +47,6 @@ _BLUR_USUAL_PX = 1.6  # of a photograph with hardly a step, the filters' share i
 _CONTACT_LEAST_PX = 3  # a shorter contact makes no neighbour
 _ALIKE_SHARE = 0.15  # of a crystal's contrast: others so near are the same one, across a crack
 _CRACK_BORDER = 0.5  # of a crack's border is the crystal that it runs through
-_LONE_BORDER = 0.75  # of a strip's border is substrate where it lies along no crystal
 _MIXED_LEAST = 0.05  # of each of two colours in a mixture
 _KERNEL3 = np.ones((3, 3), dtype=np.uint8)
 _KERNEL5 = np.ones((5, 5), dtype=np.uint8)
@@ -70,7 +68,6 @@ class Cuts:
     noise_reference: float = 0.006  # noise for which `flat_gradient` is meant
     valley: float = 0.7  # of the smaller peak: a shallower valley does not separate terraces
     core_px: int = 40
-    strip_px: int = 12
     reach_px: int = 8
     foreign_share: float = 0.6
     foreign_contrast: float = 0.06
@@ -87,9 +84,6 @@ class Cuts:
     crack_blurs: float = 2.5
     point_blurs: float = 1.5
     step_blurs: float = 1.2
-    # Half-widths of a strip that shows its own colour in the middle: along a crystal, alone.
-    strip_blurs: float = 2.0
-    lone_strip_blurs: float = 2.6
     mixture_contrast: float = 0.02  # distance from the line between two colours, to lie on it,
     mixture_share: float = 0.12  # plus this share of the two colours' distance
 
@@ -305,8 +299,6 @@ def find_terraces(sheet: Sheet, tables: Sequence[ColourTable], cuts: Cuts) -> Te
     cores = _split_cores(is_core, smooth, tables, cuts)
     is_calm = slope < flat_limit * cuts.calm_gradient_ratio
     cores = _recut(cores, is_calm, cuts)
-    flat_cores = cores > 0
-    cores = _with_strips(cores, is_flat, strength, cuts)
     count = int(cores.max()) if cores.size else 0
     # Substrate is a marker of its own with the last number.
     ground = count + 1
@@ -318,20 +310,8 @@ def find_terraces(sheet: Sheet, tables: Sequence[ColourTable], cuts: Cuts) -> Te
     blur_px = _blur_px(labels, means, slope)
     labels = _joined(labels, means, sheet.contrast, cuts, ground)
     labels.ravel()[foreign] = 0
-    labels = _dissolved(labels, flat_cores, sheet, cuts, blur_px)
+    labels = _dissolved(labels, sheet, cuts, blur_px)
     return _measured(labels, is_flat, sheet, noise, blur_px)
-
-
-def _with_strips(
-    cores: Labels, is_flat: npt.NDArray[np.bool_], strength: FloatImage, cuts: Cuts
-) -> Labels:
-    """Add the middles of strips: flat px away from all cores, too few or too narrow to be one."""
-    is_strip = is_flat & (strength > 1.2 * cuts.off)
-    is_strip &= cv2.dilate((cores > 0).view(np.uint8), _KERNEL5) == 0
-    strips, count = _components(is_strip, cuts.strip_px, connectivity=8)
-    if count == 0:
-        return cores
-    return np.where(strips > 0, strips + int(cores.max()), cores).astype(np.int32)
 
 
 def _robust_sigma(values: npt.NDArray[np.float32]) -> float:
@@ -577,30 +557,19 @@ def _blur_px(labels: Labels, means: FloatImage, slope: FloatImage) -> float:
     return float(np.clip(1.0 / (np.sqrt(2.0 * np.pi) * np.median(steepness)), 1.0, 6.0))
 
 
-def _dissolved(
-    labels: Labels,
-    flat_cores: npt.NDArray[np.bool_],
-    sheet: Sheet,
-    cuts: Cuts,
-    blur_px: float,
-) -> Labels:
-    """Give narrow regions of mixed colour to the two neighbours that mix there.
-
-    A strip without a flat core that is too narrow for the blur to leave its own colour in the
-    middle is nothing.
-    """
+def _dissolved(labels: Labels, sheet: Sheet, cuts: Cuts, blur_px: float) -> Labels:
+    """Give narrow regions of mixed colour to the two neighbours that mix there."""
     count = int(labels.max()) if labels.size else 0
     small = labels.astype(np.uint16)
     inner = (cv2.morphologyEx(small, cv2.MORPH_GRADIENT, _CROSS) == 0).view(np.uint8)
     depth = cv2.distanceTransform(inner, cv2.DIST_L2, 3)
     is_wide = np.zeros(count + 1, dtype=np.bool_)
-    is_wide[labels[depth + 1.0 > max(cuts.crack_blurs, cuts.lone_strip_blurs) * blur_px]] = True
+    is_wide[labels[depth + 1.0 > cuts.crack_blurs * blur_px]] = True
     is_wide[0] = True
     where = np.flatnonzero(~is_wide[labels])
     if where.size == 0:
         return labels
     means = _mean_colours(labels, sheet.contrast, count + 1)
-    has_core = np.bincount(labels[flat_cores], minlength=count + 1) > 0
     owner = labels.ravel()[where]
     order = np.argsort(owner, kind="stable")
     where, owner = where[order], owner[order]
@@ -619,10 +588,6 @@ def _dissolved(
         contacts = dict(zip(beside.tolist(), contact_px.tolist(), strict=True))
         pair = _mixed(means, k, blurs, contacts, cuts)
         if pair is None:
-            is_lone = contacts.get(0, 0) > _LONE_BORDER * sum(contacts.values())
-            least = cuts.lone_strip_blurs if is_lone else cuts.strip_blurs
-            if blurs < least and not has_core[k]:
-                flat[px] = 0
             continue
         is_second = _squared(colours[px] - means[pair[1]]) < _squared(colours[px] - means[pair[0]])
         flat[px] = np.where(is_second, pair[1], pair[0])

@@ -164,12 +164,12 @@ def test_a_crack_parts_and_a_narrow_dent_does_not():
     assert flake.layers == 3
 
 
-@pytest.mark.parametrize("blur_px", [1.2, 2.6])
-@pytest.mark.parametrize("layers", [2, 6])
+@pytest.mark.parametrize("blur_px", [1.0, 1.8])
+@pytest.mark.parametrize("layers", [3, 6])
 def test_what_shows_through_a_narrow_crack_is_no_thinner_flake(layers, blur_px):
     scene = Scene(seed=3)
     scene.box(200, 120, 110, 70, contrast(layers))
-    scene.paint([(253, 110), (256, 110), (262, 200), (262, 200)], 0.0)
+    scene.paint([(253, 110), (257, 110), (262, 200), (258, 200)], 0.0)
     flakes = detected(scene.photograph(blur_px)).detections
     assert [f.layers for f in flakes] == [layers, layers]
 
@@ -180,16 +180,6 @@ def test_the_band_along_a_step_is_no_terrace():
     scene.box(260, 120, 60, 70, contrast(9))
     flakes = detected(scene.photograph(2.0)).detections
     assert sorted(f.layers for f in flakes) == [2, 9]
-
-
-def test_a_strip_along_a_flake_is_found():
-    """Too narrow, once blurred, to have a flat interior that would do for a core."""
-    scene = Scene(seed=3)
-    strip = scene.box(200, 120, 9, 45, contrast(2))
-    scene.box(209, 120, 60, 45, contrast(5))
-    flakes = detected(scene.photograph(1.2)).detections
-    assert sorted(f.layers for f in flakes) == [2, 5]
-    assert max(iou(f, strip) for f in flakes) > 0.6
 
 
 def test_a_narrow_terrace_between_two_others_stays_one():
@@ -351,7 +341,7 @@ def test_a_cloud_of_unresolved_specks_is_no_flake():
     cloud = scene.rng.uniform(0.0, 1.0, (60, 60, 1)) < 0.35
     scene.contrast[150:210, 300:360] = cloud * contrast(3)
     flakes = detected(scene.photograph(1.2)).detections
-    assert all(f.score < 0.15 for f in flakes)
+    assert all(f.score < 0.1 for f in flakes)
 
 
 def test_a_film_of_glue_is_no_monolayer_of_hbn():
@@ -389,7 +379,8 @@ def test_probability_spreads_where_two_materials_look_alike():
     both, one = detected(scene, settings).detections, detected(scene, alone).detections
     total_both = sum(p for _, p in both[0].layer_probabilities)
     total_one = sum(p for _, p in one[0].layer_probabilities)
-    assert total_both < 0.95 * total_one
+    assert total_both < 0.95
+    assert total_one == pytest.approx(1.0, abs=0.01)
 
 
 # --- light and calibration -----------------------------------------------------------------
