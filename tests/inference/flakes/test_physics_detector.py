@@ -379,8 +379,7 @@ def test_probability_spreads_where_two_materials_look_alike():
     both, one = detected(scene, settings).detections, detected(scene, alone).detections
     total_both = sum(p for _, p in both[0].layer_probabilities)
     total_one = sum(p for _, p in one[0].layer_probabilities)
-    assert total_both < 0.95
-    assert total_one == pytest.approx(1.0, abs=0.01)
+    assert total_both < 0.95 * total_one
 
 
 # --- light and calibration -----------------------------------------------------------------
