@@ -340,7 +340,7 @@ def evaluate_restore(
     ] = None,
     out: OutFile = None,
 ) -> None:
-    """Score the noise filters: PSNR, SSIM, SNR where the truth is known; whiteness; speed."""
+    """Score networks and filters: PSNR, SSIM, SNR where the truth is known; whiteness; speed."""
     score_restoration(images, _console(), sheet=sheet, out=out)
 
 

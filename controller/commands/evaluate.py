@@ -19,6 +19,7 @@ from inference.flakes.contact_sheet import write_sheets
 from inference.flakes.evaluate import evaluate_folder
 from inference.flakes.masks import images_in
 from inference.restore import evaluate as restore
+from inference.restore.api import Restorer
 from inference.restore.contact_sheet import contact_sheet
 
 _FRAMES_A_SHEET: Final = 8
@@ -103,21 +104,28 @@ def replay_stack(
 def score_restoration(
     images: Path, console: Console, *, sheet: Path | None, out: Path | None
 ) -> None:
-    """Score every filter on a folder of frames, with the truth beside them or without."""
+    """Score networks and filters on a folder of frames, with the truth beside them or without.
+
+    The networks speak for themselves here: no guard puts a filter in their place.
+    """
+    networks = (app.denoiser(name, InferenceSettings()) for name in ("live", "quality"))
+    asked = (*(one for one in networks if one is not None), *restore.default_restorers())
     with bar(console, "evaluate") as progress:
-        found = restore.evaluate_folder(images, progress=progress)
+        found = restore.evaluate_folder(images, asked, progress=progress)
     if sheet is not None:
-        _write_restored(images, sheet, console)
+        _write_restored(images, sheet, asked, console)
     publish(console, "evaluate restore", found.rows, out=out)
 
 
-def _write_restored(images: Path, sheet: Path, console: Console) -> None:
+def _write_restored(
+    images: Path, sheet: Path, restorers: Sequence[Restorer], console: Console
+) -> None:
     scenes = restore.scenes_in(images)
     starts = range(0, len(scenes), _FRAMES_A_SHEET)
     with bar(console, "contact sheets") as progress:
         for done, start in enumerate(starts):
             progress(done, len(starts))
-            picture = contact_sheet(scenes[start : start + _FRAMES_A_SHEET])
+            picture = contact_sheet(scenes[start : start + _FRAMES_A_SHEET], restorers)
             path = sheet / f"restore_{done + 1:03d}.png"
             with rundir.writing(path):
                 sheet.mkdir(parents=True, exist_ok=True)
