@@ -31,7 +31,7 @@ REST_KEV: Final = 510.99895
 
 _Triple = tuple[float, float, float]
 # (a, b, c, d); A, 1/A^2, A, A^2. By atomic number.
-_FACTORS: Final[dict[int, tuple[_Triple, _Triple, _Triple, _Triple]]] = {
+KIRKLAND: Final[dict[int, tuple[_Triple, _Triple, _Triple, _Triple]]] = {
     5: (
         (0.125716066, 0.173314452, 0.184774811),
         (0.14825883, 0.148257216, 3.34227311),
@@ -74,6 +74,18 @@ _FACTORS: Final[dict[int, tuple[_Triple, _Triple, _Triple, _Triple]]] = {
         (0.648028962, 0.0026038082, 0.113887493),
         (1.46634108, 0.0078433631, 0.15511434),
     ),
+    78: (
+        (0.98469794, 2.73987079, 3.61696715),
+        (0.160910839, 0.718971667, 12.9281016),
+        (0.302885602, 0.278370726, 0.0152124129),
+        (0.170134854, 1.49862703, 0.0283510822),
+    ),
+    79: (
+        (0.961263398, 3.6958103, 2.77567491),
+        (0.170932277, 12.9335319, 0.68999707),
+        (0.295414176, 0.311475743, 0.0143237267),
+        (0.16352551, 1.39200901, 0.0271265337),
+    ),
 }
 
 
@@ -103,10 +115,10 @@ def wavelength_nm(voltage_kv: float) -> float:
 
 def scattering_factor_nm(number: int, q_per_nm: Numbers) -> Doubles:
     """f_e of a resting electron at frequencies q = 1 / d; raises ValueError without parameters."""
-    found = _FACTORS.get(number)
+    found = KIRKLAND.get(number)
     if found is None:
         raise ValueError(
-            f"no scattering factor for atomic number {number}; there are {(*_FACTORS,)}"
+            f"no scattering factor for atomic number {number}; there are {(*KIRKLAND,)}"
         )
     squared = (np.asarray(q_per_nm, np.float64) * 0.1) ** 2  # 1/A^2
     total = np.zeros_like(squared)
