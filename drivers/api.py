@@ -270,6 +270,34 @@ class Beam(Protocol):
         """A blanked beam does not reach the sample: no dose, frames are dark."""
 
 
+@runtime_checkable
+class PhaseContrast(Protocol):
+    """An objective that images by interference, and its illumination.
+
+    A bright-field transmission microscope shows phases: what is in a frame follows from the lens's
+    transfer, and no sharpness tells its focus. An instrument that has such a lens shows it as
+    `phase_contrast`. Widths are one standard deviation, angles half-angles.
+    """
+
+    @property
+    def is_in_use(self) -> bool:
+        """False: the field in use is scanned, say."""
+        ...
+
+    @property
+    def voltage_kv(self) -> float: ...
+    @property
+    def spherical_mm(self) -> float: ...
+    @property
+    def focal_spread_um(self) -> float: ...
+    @property
+    def direction_mrad(self) -> float: ...
+    @property
+    def aperture_mrad(self) -> float:
+        """Behind the sample."""
+        ...
+
+
 class Instrument(Protocol):
     """The devices of one microscope, opened and closed together with `async with`."""
 

@@ -4,8 +4,8 @@ An atom's projected potential is the transform of its electron scattering factor
 fit, f_e(q) = sum a / (q^2 + b) + sum c exp(-d q^2), has three terms each, q = 1 / d in 1/A, f_e in
 A (E. J. Kirkland, Advanced Computing in Electron Microscopy, 2nd ed., appendix C; the numbers of
 its table stand in `inference.restore.electrons`, which needs them too). Two things that the fit
-does not know of itself hold for it, and are tested: f_e(0) of Doyle and Turner (Acta Cryst. A24, 390,
-1968), and the Mott-Bethe limit, sum a = Z / (2 pi^2 a0).
+does not know of itself hold for it, and are tested: f_e(0) of Doyle and Turner (Acta Cryst. A24,
+390, 1968), and the Mott-Bethe limit, sum a = Z / (2 pi^2 a0).
 
 The phase that a slice adds is sigma times its projected potential, sigma = 2 pi m e lambda / h^2,
 the potential h^2 / (2 pi m0 e) times the transform of f_e: together gamma lambda f_e over the area,

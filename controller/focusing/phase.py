@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from controller.errors import ControllerError
-from drivers.api import Frame, Instrument, Stigmator
+from drivers.api import Frame, Instrument, PhaseContrast, Stigmator
 from drivers.errors import DriverError
-from drivers.phase_contrast import PhaseContrast
 from inference.focus.phase_series import (
     PhaseLook,
     PhaseModes,

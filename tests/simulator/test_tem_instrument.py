@@ -15,9 +15,8 @@ from pydantic import ValidationError
 
 from controller import app
 from controller.settings import Settings
-from drivers.api import Beam, Frame, Idle, Stigmator
+from drivers.api import Beam, Frame, Idle, PhaseContrast, Stigmator
 from drivers.errors import LinkLost, Refused
-from drivers.phase_contrast import PhaseContrast
 from simulator.atoms import SampleSettings
 from simulator.clock import VirtualTimeLoop
 from simulator.potential import phase_spectrum
