@@ -467,7 +467,10 @@ def denoiser(
     Raises NoEngine where a runtime was asked for by name and is not here, BadModel.
     """
     here = {model.stem for model in models()}
-    named = next((one for one in (f"denoise_{name}_int8", f"denoise_{name}") if one in here), None)
+    names = [f"denoise_{name}_int8", f"denoise_{name}"]
+    if wanted.engine == "tensorrt" or (wanted.engine == "auto" and engines()[0].version):
+        names.reverse()  # the integers are a processor's; a GPU takes the floats
+    named = next((one for one in names if one in here), None)
     engine = None if named is None else open_network(named, wanted, say)
     return None if engine is None else NetworkDenoiser(engine)
 
