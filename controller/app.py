@@ -6,7 +6,6 @@ Everything else is handed what it works with; what a command does with it stands
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ import inference
 from controller.errors import BadSettings
 from controller.eyes import MakeDetector, SearchEyes, of_its_own_mind
 from controller.focusing.few_frames import FewFrames
-from controller.processes import processes
+from controller.processes import mapped
 from controller.record import rundir
 from controller.restoring.before import RestoredSharpness
 from controller.restoring.choice import Method, NetworkName, restorer_choice, view_choice
@@ -219,31 +218,19 @@ def flake_examples(
     Frames whose substrate is not found are left out. jobs 0: one process a core; 1: this one.
     """
     tasks = [(seed, number, strange_share) for number in range(photographs)]
-    if jobs == 1:
-        yield from filter(None, map(_flake_example, tasks))
-        return
-    with processes(jobs or os.cpu_count() or 1) as pool:
-        yield from filter(None, pool.map(_flake_example, tasks, chunksize=4))
+    return filter(None, mapped(_flake_example, tasks, jobs))
 
 
 def restore_scenes(seed: int, scenes: int, domain: Domain, jobs: int = 0) -> Iterator[CleanScene]:
     """What the restoring networks learn from, or are measured on; the same seed gives the same."""
     tasks = [(seed, number, domain) for number in range(scenes)]
-    if jobs == 1:
-        yield from map(_restore_scene, tasks)
-        return
-    with processes(jobs or os.cpu_count() or 1) as pool:
-        yield from pool.map(_restore_scene, tasks, chunksize=4)
+    return mapped(_restore_scene, tasks, jobs)
 
 
 def wave_examples(seed: int, waves: int, role: Role, jobs: int = 0) -> Iterator[WaveExample]:
     """What the exit wave's network learns from, or is measured on; the same seed gives the same."""
     tasks = [(seed, number, role) for number in range(waves)]
-    if jobs == 1:
-        yield from map(_wave_example, tasks)
-        return
-    with processes(jobs or os.cpu_count() or 1) as pool:
-        yield from pool.map(_wave_example, tasks, chunksize=4)
+    return mapped(_wave_example, tasks, jobs)
 
 
 def _wave_example(task: tuple[int, int, Role]) -> WaveExample:
@@ -274,18 +261,18 @@ class EngineFound:
 
 def engines() -> tuple[EngineFound, ...]:
     """Every runtime that is known, the preferred first."""
-    known = (
-        ("TensorRT", tensorrt_here),
-        ("OpenVINO", openvino_here),
-        ("onnxruntime", onnxruntime_here),
+    return (
+        _found("TensorRT", tensorrt_here),
+        _found("OpenVINO", openvino_here),
+        _found("onnxruntime", onnxruntime_here),
     )
-    found = []
-    for name, here in known:
-        try:
-            found.append(EngineFound(name, here()))
-        except NoEngine as error:
-            found.append(EngineFound(name, "", str(error)))
-    return tuple(found)
+
+
+def _found(name: str, here: Callable[[], str]) -> EngineFound:
+    try:
+        return EngineFound(name, here())
+    except NoEngine as error:
+        return EngineFound(name, "", str(error))
 
 
 def models() -> tuple[Path, ...]:
@@ -314,22 +301,29 @@ def open_engine(
             return OnnxEngine(model)
         case "auto":
             pass
-    tensorrt, openvino, _ = engines()
-    if tensorrt.version:
+    if _found("TensorRT", tensorrt_here).version:
         try:
             return TensorRTEngine(model, kept)
         except ModelError as error:
             if say is not None:
                 say(f"{model.stem}: not on TensorRT, because {error}")
-    if openvino.version:
+    # At float32 OpenVINO is no faster than onnxruntime, which every installation has: whether it is
+    # here, which takes loading it, is asked only for what bears less.
+    if _bears_less(model) and _found("OpenVINO", openvino_here).version:
         try:
-            # At float32 OpenVINO is no faster than onnxruntime, which every installation has.
-            if load_card(model).precision != "float32":
-                return OpenVinoEngine(model)
+            return OpenVinoEngine(model)
         except ModelError as error:
             if say is not None:
                 say(f"{model.stem}: not on OpenVINO, because {error}")
     return OnnxEngine(model)
+
+
+def _bears_less(model: Path) -> bool:
+    """Whether the card allows coarser arithmetic; what is wrong with a card, the engine says."""
+    try:
+        return load_card(model).precision != "float32"
+    except ModelError:
+        return False
 
 
 def open_network(
@@ -468,7 +462,9 @@ def denoiser(
     """
     here = {model.stem for model in models()}
     names = [f"denoise_{name}_int8", f"denoise_{name}"]
-    if wanted.engine == "tensorrt" or (wanted.engine == "auto" and engines()[0].version):
+    if wanted.engine == "tensorrt" or (
+        wanted.engine == "auto" and _found("TensorRT", tensorrt_here).version
+    ):
         names.reverse()  # the integers are a processor's; a GPU takes the floats
     named = next((one for one in names if one in here), None)
     engine = None if named is None else open_network(named, wanted, say)

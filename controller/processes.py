@@ -7,11 +7,14 @@ processes are there. They are spawned, not forked: a fork of a process with thre
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Final
+from typing import Final, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -30,3 +33,12 @@ def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def mapped(work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> Iterator[Result]:
+    """Each task's result, in order; jobs 0: one process a core; 1: this one."""
+    if jobs == 1:
+        yield from map(work, tasks)
+        return
+    with processes(jobs or os.cpu_count() or 1) as pool:
+        yield from pool.map(work, tasks, chunksize=4)

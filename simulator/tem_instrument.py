@@ -564,7 +564,7 @@ class TemBeam:
 
 
 class TemObjective:
-    """`drivers.phase_contrast.PhaseContrast`."""
+    """`drivers.api.PhaseContrast`."""
 
     def __init__(self, body: _Body) -> None:
         self._body = body

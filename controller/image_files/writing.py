@@ -18,12 +18,11 @@ from typing import Any, BinaryIO, Final, Protocol
 import cv2
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
 from controller.image_files.api import Pixels
 from controller.image_files.zarr_images import in_opencv_order
-from controller.record.frames import OME_VERSION
+from controller.record.movies import movie_array, movie_attributes
 from controller.record.rundir import retrying, writing
 from inference.api import BadImage
 
@@ -246,33 +245,9 @@ class _ZarrWriter:
         shutil.rmtree(self._staged, ignore_errors=True)
 
     def _begun(self, planes: Pixels) -> zarr.Array[Any]:
-        space = {"type": "space"} | ({"unit": "micrometer"} if self._pixel_um else {})
-        side = self._pixel_um or 1.0
-        scale = {"type": "scale", "scale": [1.0, 1.0, side, side]}
-        image = {
-            "name": "computed, not raw",
-            "axes": [
-                {"name": "t", "type": "time"},
-                {"name": "c", "type": "channel"},
-                {"name": "y", **space},
-                {"name": "x", **space},
-            ],
-            "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
-        }
-        attributes = {
-            "ome": {"version": OME_VERSION, "multiscales": [image]},
-        }
+        attributes = {"ome": movie_attributes("computed, not raw", self._pixel_um or None)}
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._group = group = zarr.create_group(
+        self._group = zarr.create_group(
             LocalStore(self._staged), overwrite=True, attributes=attributes
         )
-        return group.create_array(
-            "0",
-            shape=(self._frames, *planes.shape),
-            dtype=planes.dtype,
-            chunks=(1, *planes.shape),
-            compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
-            dimension_names=["t", "c", "y", "x"],
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
+        return movie_array(self._group, self._frames, planes)

@@ -19,10 +19,10 @@ from typing import Any, Final, Literal, TextIO, cast
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
-from controller.record.frames import OME_VERSION, checksum_of
+from controller.record.frames import checksum_of
+from controller.record.movies import movie_array, movie_attributes
 from controller.record.rundir import BadRecord, require_free, writing
 from controller.restoring.stage import LiveView
 from drivers.api import Frame, Pixels
@@ -133,44 +133,14 @@ class MovieWriter:
 
     def _begun(self, planes: Pixels, frame: Frame) -> zarr.Array[Any]:
         group = zarr.create_group(LocalStore(self.path), attributes=self._attributes(frame))
-        return group.create_array(
-            "0",
-            shape=(_GROWTH_FRAMES, *planes.shape),
-            dtype=planes.dtype,
-            chunks=(1, *planes.shape),
-            compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
-            dimension_names=["t", "c", "y", "x"],
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
+        return movie_array(group, _GROWTH_FRAMES, planes)
 
     def _attributes(self, frame: Frame) -> dict[str, Any]:
-        pixel_um = frame.pixel_size_nm * 1e-3
         said: dict[str, Any] = {"kind": self._kind, "lines": self.lines_path.name}
         if self._kind == "computed":
             said["label"] = LABEL
+        name = LABEL if self._kind == "computed" else "raw"
         return {
-            "ome": {
-                "version": OME_VERSION,
-                "multiscales": [
-                    {
-                        "name": LABEL if self._kind == "computed" else "raw",
-                        "axes": [
-                            {"name": "t", "type": "time"},
-                            {"name": "c", "type": "channel"},
-                            {"name": "y", "type": "space", "unit": "micrometer"},
-                            {"name": "x", "type": "space", "unit": "micrometer"},
-                        ],
-                        "datasets": [
-                            {
-                                "path": "0",
-                                "coordinateTransformations": [
-                                    {"type": "scale", "scale": [1.0, 1.0, pixel_um, pixel_um]}
-                                ],
-                            }
-                        ],
-                    }
-                ],
-            },
+            "ome": movie_attributes(name, frame.pixel_size_nm * 1e-3),
             "scopeloop": said,
         }

@@ -102,12 +102,7 @@ class ExitWaveRestorer:
         none. Raises BadImage for what is no frame or holds no electrons, BadModel for a network
         that answers in another form.
         """
-        grey = grey_of(frame)
-        model = noise or noise_for_filters(frame)
-        offset = model.offset_dn if noise is not None else 0.0
-        level = float(grey.mean(dtype=np.float64)) - offset
-        if not level > 0.0:
-            raise BadImage(f"needs a mean above the offset of {offset:g}, got {level + offset:g}")
+        grey, model, offset, level = beam_in(frame, noise)
         contrast = (grey - np.float32(offset + level)) / np.float32(level)
         sigma = model.sigma_dn(level + offset) / level
         wide, inner = padded(contrast)
@@ -137,6 +132,21 @@ class ExitWaveRestorer:
             method=self.name,
             reason=reason,
         )
+
+
+def beam_in(frame: Frame, noise: NoiseModel | None) -> tuple[Grey, NoiseModel, float, float]:
+    """The frame as float32, its noise, the camera's offset, and the beam's level above that.
+
+    noise: None: estimated from the frame, whose offset must then be zero. Raises BadImage for what
+    is no frame or holds no electrons.
+    """
+    grey = grey_of(frame)
+    model = noise or noise_for_filters(frame)
+    offset = model.offset_dn if noise is not None else 0.0
+    level = float(grey.mean(dtype=np.float64)) - offset
+    if not level > 0.0:
+        raise BadImage(f"needs a mean above the offset of {offset:g}, got {level + offset:g}")
+    return grey, model, offset, level
 
 
 def intensity(wave: npt.NDArray[np.complexfloating], microscope: Microscope) -> Grey:

@@ -27,9 +27,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from inference.api import BadImage
-from inference.restore.api import Frame, NoiseModel, grey_of
-from inference.restore.colour import noise_for_filters
+from inference.restore.api import Frame, NoiseModel
 from inference.restore.electrons import (
     Doubles,
     atom_phase_nm2,
@@ -37,7 +35,7 @@ from inference.restore.electrons import (
     phase_contrast,
     transfer,
 )
-from inference.restore.exit_wave import ExitWave, Microscope, mtf
+from inference.restore.exit_wave import ExitWave, Microscope, beam_in, mtf
 from inference.restore.lattice import (
     Lattice,
     coefficients,
@@ -111,12 +109,7 @@ def find_impurities(
     told beside each atom. ntf_ratio: of the camera's noise left at Nyquist's frequency. Raises
     BadImage for what is no frame or holds no electrons.
     """
-    grey = grey_of(frame)
-    model = noise or noise_for_filters(frame)
-    offset = model.offset_dn if noise is not None else 0.0
-    level = float(grey.mean(dtype=np.float64)) - offset
-    if not level > 0.0:
-        raise BadImage(f"needs a mean above the offset of {offset:g}, got {level + offset:g}")
+    grey, model, offset, level = beam_in(frame, noise)
     ratio = (grey.astype(np.float64) - offset) / level
     sigma = model.sigma_dn(level + offset) / level
     placed = _place(ratio - 1.0, microscope, sigma)

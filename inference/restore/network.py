@@ -29,20 +29,15 @@ TILE_PX: Final = 1_024
 MARGIN_PX: Final = 64  # the network looks 48 px far; a multiple of its places
 MOST_CORRECTION: Final = 6.0  # root mean square, in errors of the estimate: training stays below 3
 
-_TOLD_BY: Final = "sigma_factor"  # in the card's figures
-
 
 class NetworkDenoiser:
     """One network on one engine; a `MapRestorer`."""
 
     def __init__(self, engine: Engine) -> None:
         """Raises BadModel where the engine's network is none of these."""
-        card = engine.card
-        if card.input.shape != (-1, CHANNELS, -1, -1) or card.output.shape != (-1, 2, -1, -1):
-            raise BadModel(f"{card.name} takes {card.input.shape}, gives {card.output.shape}")
         self._engine = engine
-        self._sigma_factor = sigma_factor_of(card)
-        self._name = f"network_{card.name.removeprefix('denoise_')}"
+        self._sigma_factor = figure_of(engine.card, "sigma_factor")
+        self._name = f"network_{engine.card.name.removeprefix('denoise_')}"
 
     @property
     def name(self) -> str:
@@ -77,7 +72,7 @@ class NetworkDenoiser:
         height, width = grey.shape
         correction, log_sigma = answer[:, :height, :width]
         unit = anchor.unit[:height, :width]
-        if not reason and _is_far(correction):
+        if not reason and is_far(correction, MOST_CORRECTION):
             reason = "the network corrects far more than it has learnt to"
         return Restored(
             image=anchor.image[:height, :width] + correction * unit,
@@ -88,11 +83,13 @@ class NetworkDenoiser:
         )
 
 
-def sigma_factor_of(card: Card) -> np.float32:
-    """What widens the network's sigma to what was measured. Raises BadModel where it's not said."""
-    if _TOLD_BY not in card.figures:
-        raise BadModel(f"{card.name}: its card does not say {_TOLD_BY}")
-    return np.float32(card.figures[_TOLD_BY])
+def figure_of(card: Card, name: str) -> np.float32:
+    """What the card of such a network measured. Raises BadModel for another kind or without it."""
+    if card.input.shape != (-1, CHANNELS, -1, -1) or card.output.shape != (-1, 2, -1, -1):
+        raise BadModel(f"{card.name} takes {card.input.shape}, gives {card.output.shape}")
+    if name not in card.figures:
+        raise BadModel(f"{card.name}: its card does not say {name}")
+    return np.float32(card.figures[name])
 
 
 def tiled(
@@ -126,7 +123,7 @@ def tiled(
     return answer
 
 
-def _is_far(correction: Grey) -> bool:
-    """Whether the network is outside what it was trained on."""
+def is_far(correction: Grey, most: float) -> bool:
+    """Whether a network is outside what it was trained on; most: root mean square, in its units."""
     mean_square = float(np.mean(np.square(correction)))
-    return not mean_square <= MOST_CORRECTION**2  # nan too
+    return not mean_square <= most**2  # nan too

@@ -18,12 +18,11 @@ from typing import Final, Literal, TypeAlias
 import cv2
 import numpy as np
 
-from inference.api import BadModel
 from inference.engine import Engine
-from inference.restore.anchor import CHANNELS, anchored, padded, shown
+from inference.restore.anchor import anchored, padded, shown
 from inference.restore.api import Frame, Grey, NoiseModel, Restored, grey_of
 from inference.restore.colour import noise_for_filters
-from inference.restore.network import sigma_factor_of, tiled
+from inference.restore.network import figure_of, is_far, tiled
 
 ViewName: TypeAlias = Literal["refocus", "magnify"]
 
@@ -36,13 +35,10 @@ class ComputedView:
 
     def __init__(self, engine: Engine, scale: int) -> None:
         """scale: 1 refocuses, 2 magnifies. Raises BadModel where the network is not for this."""
-        card = engine.card
-        if card.input.shape != (-1, CHANNELS, -1, -1) or card.output.shape != (-1, 2, -1, -1):
-            raise BadModel(f"{card.name} takes {card.input.shape}, gives {card.output.shape}")
         self._engine = engine
         self._scale = scale
-        self._sigma_factor = sigma_factor_of(card)
-        self._most_correction = np.float32(card.figures["most_correction"])
+        self._sigma_factor = figure_of(engine.card, "sigma_factor")
+        self._most_correction = float(figure_of(engine.card, "most_correction"))
 
     @property
     def name(self) -> str:
@@ -66,8 +62,7 @@ class ComputedView:
         image = enlarged(anchor.image, self._scale)[:height, :width]
         unit = enlarged(anchor.unit, self._scale)[:height, :width]
         correction, log_sigma = answer[:, :height, :width]
-        size = float(np.sqrt(np.mean(np.square(correction))))
-        if not reason and not size <= self._most_correction:  # nan too
+        if not reason and is_far(correction, self._most_correction):
             reason = "the network corrects far more than it has learnt to"
         sigma = np.exp(log_sigma) * (unit * self._sigma_factor)
         if reason:

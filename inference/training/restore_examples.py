@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import cv2
@@ -114,16 +115,19 @@ def _counted(truth: Grey, rng: np.random.Generator) -> Grey:
     return np.asarray(np.rint(truth + np.sqrt(truth) * noise), np.float32)
 
 
+_NOISE_ALONE: Final[Expose] = partial(noisy_frame, plain=False)
+
+
 def batch(
     scenes: Sequence[CleanScene],
     count: int,
     side_px: int,
     rng: np.random.Generator,
-    expose: Expose | None = None,
+    expose: Expose = _NOISE_ALONE,
 ) -> Batch:
     """Crops of noisy frames, two of each; turned and mirrored by chance.
 
-    side_px: of a crop of the frame. expose: None for a noisy frame of the scene itself.
+    side_px: of a crop of the frame. expose: what is made of a clean frame; its noise alone.
     """
     seen: list[F32] = []
     target: list[F32] = []
@@ -131,10 +135,7 @@ def batch(
         scene = scenes[int(rng.integers(len(scenes)))]
         clean = _turned(_part(scene.clean(), rng), rng)
         dose_e = math.exp(rng.uniform(math.log(scene.least_e), math.log(scene.most_e)))
-        if expose is None:
-            drawn = noisy_frame(clean, dose_e, rng, plain=False)
-        else:
-            drawn = expose(clean, dose_e, rng)
+        drawn = expose(clean, dose_e, rng)
         planes, wanted = lesson(drawn)
         height, width = drawn.noisy.shape
         scale = wanted.shape[0] // height
